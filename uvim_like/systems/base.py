@@ -47,9 +47,12 @@ class System(NamedTuple):
     predict: {name: (vars, frozen, batch, key, **options) -> {key: (B, …) array}}.
     frozen: a stage-I tokenizer and the like: never donated, optimised or saved twice.
     advance: (state, stats, key) -> state, or None when the state does not learn from `LossOut.stats`.
+    load: (vars) -> (vars, report): puts the pretrained weights that the config names into fresh ones; None: there are
+      none to load.
   """
   init: Callable[[Array, Batch], Vars]
   loss: Callable[[Vars, Tree, Batch, Array, bool], LossOut]
   predict: Mapping[str, Callable[..., dict[str, Array]]]
   frozen: Tree = ()
   advance: Callable[[Tree, Tree, Array], Tree] | None = None
+  load: Callable[[Vars], tuple[Vars, str]] | None = None

@@ -1,0 +1,38 @@
+"""A dataset's name in a config -> its source: TFDS, rendered scenes, a folder of images and labels, COCO panoptic JSON."""
+
+from collections.abc import Collection
+
+from etils import epath
+
+from pp_ops import sources_coco, sources_folder, sources_scenes, sources_tfds
+from pp_ops.source import Source
+from uvim_like.errors import UserError
+
+
+def open_source(dataset: str, split: str, *, data_dir: str | None = None,
+                skip_decode: Collection[str] = ()) -> Source:
+  """Opens a split for random access; nothing but lists of files and their metadata is read.
+
+  Args:
+    dataset: a TFDS name ("coco/2017_panoptic"), "scenes" or "scenes/<config>", "folder" or "folder:<path>",
+      "coco_json" or "coco_json:<path>".
+    split: TFDS split arithmetic over the dataset's splits.
+    data_dir: where TFDS datasets were prepared, or the folder itself.
+    skip_decode: image features wanted as encoded bytes, where the dataset has these.
+
+  Raises:
+    UserError: unknown dataset or split, dataset not prepared, files without partner.
+  """
+  kind, _, path = dataset.partition(":")
+  if kind in ("folder", "coco_json"):
+    root = path or data_dir
+    if not root:
+      raise UserError(f"dataset '{dataset}' needs data_dir=… (or '{kind}:<path>')")
+    module = sources_folder if kind == "folder" else sources_coco
+    return module.open_split(epath.Path(root), split, skip_decode=skip_decode)
+  if dataset.partition("/")[0] == "scenes":
+    prepared = sources_scenes.prepared_path(dataset, data_dir)
+    if prepared is None:
+      return sources_scenes.ScenesSource(dataset, split)
+    return sources_tfds.open_directory(prepared, dataset, split, skip_decode=skip_decode)
+  return sources_tfds.open_dataset(dataset, split, data_dir=data_dir, skip_decode=skip_decode)

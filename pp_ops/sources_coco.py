@@ -1,0 +1,59 @@
+"""COCO panoptic annotations in their official layout, with the features of TFDS's coco/2017_panoptic."""
+
+import json
+from collections.abc import Collection
+
+from etils import epath
+
+from pp_ops.source import split_spans
+from pp_ops.sources_folder import Files, FileSource, check_pairs, list_files, read_panoptic_json
+from uvim_like.errors import UserError
+
+# So that configs written for TFDS run on the unpacked archives.
+ALIASES = {"train": "train2017", "validation": "val2017"}
+
+
+def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = ()) -> FileSource:
+  """A split of root/annotations/panoptic_<name>.json, root/panoptic_<name>/*.png and root/<name>/*.jpg.
+
+  The PNGs may also lie in annotations/panoptic_<name>/, where the archives put them. "train" and "validation" mean
+  train2017 and val2017 where these exist. Examples come in the order of the JSON's list of images.
+  """
+  annotations = root / "annotations"
+  found = {p.stem.removeprefix("panoptic_"): p for p in annotations.iterdir()
+           if p.name.startswith("panoptic_") and p.suffix == ".json"} if annotations.exists() else {}
+  if not found:
+    raise UserError(f"coco_json '{root}': there is no annotations/panoptic_<split>.json")
+  names = {name: name for name in found} | {a: n for a, n in ALIASES.items() if n in found and a not in found}
+  wanted = {part.split("[")[0].strip() for part in split.split("+")} & set(names)
+  files = {name: scan(root, names[name], found[names[name]]) for name in sorted(wanted)}
+  lengths = {name: len(files[name].stems) if name in files else 0 for name in names}
+  spans = split_spans(split, lengths, where=f"coco_json '{root}'")
+  return FileSource(f"coco_json '{root}' '{split}'", files, spans, skip_decode=skip_decode)
+
+
+def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
+  """The files of one split, each checked to be there."""
+  with annotation.open("r") as file:
+    images = json.load(file)["images"]
+  stems = tuple(epath.Path(im["file_name"]).stem for im in images)
+  pictures = {s: root / name / im["file_name"] for s, im in zip(stems, images)}
+  _check_present(pictures, root / name)
+  maps = root / f"panoptic_{name}"
+  if not maps.exists():
+    maps = root / "annotations" / f"panoptic_{name}"
+  if not maps.exists():
+    raise UserError(f"coco_json '{root}': there is no panoptic_{name}/")
+  labels = list_files(maps, (".png",))
+  check_pairs(stems, labels, maps)
+  objects = read_panoptic_json(annotation)
+  check_pairs(stems, objects, annotation)
+  return Files(stems, pictures, {"panoptic": labels}, objects, {s: im["id"] for s, im in zip(stems, images)})
+
+
+def _check_present(pictures: dict[str, epath.Path], folder: epath.Path) -> None:
+  """Lists the folder once instead of asking for every file."""
+  there = {p.name for p in folder.iterdir()} if folder.exists() else set()
+  missing = [p.name for p in pictures.values() if p.name not in there]
+  if missing:
+    raise UserError(f"{folder}: {len(missing)} images of the annotations are missing ({', '.join(missing[:5])}, …)")

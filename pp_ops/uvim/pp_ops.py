@@ -1,0 +1,49 @@
+"""Ops of UViM's tasks alone: the NYU depth protocol, and the two ends of the colour evaluation."""
+
+import tensorflow as tf
+
+from pp_ops.registry import Features, Op, features_op
+
+OPS: dict[str, Op] = {}
+
+# UViM's crop of NYU frames. Its rows begin nine lower than the usual 45:471; the published 0.463 RMSE has these.
+NYU_SIZE = (480, 640)
+NYU_ROWS = (54, 480)
+NYU_COLUMNS = (41, 601)
+
+
+@features_op(OPS, reads=("depth",), writes=("labels",))
+def nyu_depth(features: Features) -> Features:
+  """`depth` (H, W) in metres -> `labels` float32 (H, W, 1)."""
+  depth = features["depth"]
+  if depth.shape.rank != 2:
+    raise ValueError(f"nyu_depth needs depth (H, W), not {depth.shape}")
+  return {**features, "labels": tf.cast(depth, tf.float32)[..., None]}
+
+
+@features_op(OPS, reads=("image", "labels"), writes=("image", "labels"))
+def nyu_eval_crop(features: Features) -> Features:
+  """Cuts the evaluated 426x560 pixels out of `image` and `labels` (480, 640, C); other sizes are an error."""
+  return {**features, "image": _nyu_crop(features["image"]), "labels": _nyu_crop(features["labels"])}
+
+
+def _nyu_crop(x: tf.Tensor) -> tf.Tensor:
+  if not x.shape[:2].is_compatible_with(NYU_SIZE):
+    raise ValueError(f"nyu_eval_crop needs 480x640 pixels, not {x.shape[0]}x{x.shape[1]}")
+  check = tf.debugging.assert_equal(tf.shape(x)[:2], NYU_SIZE, "nyu_eval_crop needs 480x640 pixels")
+  with tf.control_dependencies([] if check is None else [check]):
+    return tf.ensure_shape(x[slice(*NYU_ROWS), slice(*NYU_COLUMNS)], [426, 560, x.shape[-1]])
+
+
+def coltran_for_inception(prediction: tf.Tensor, size: int = 256) -> tf.Tensor:
+  """What ColTran's FID-5k compares: predictions (B, H, W, 3) in [-1, 1] -> (B, size, size, 3), on 256 levels.
+
+  Area resize, round((y + 1) 128) clipped to 0..255, back to level / 128 - 1.
+  """
+  return coltran_levels(prediction, size) / 128 - 1
+
+
+def coltran_levels(prediction: tf.Tensor, size: int = 256) -> tf.Tensor:
+  """The levels 0..255 of `coltran_for_inception`, float32 (B, size, size, 3)."""
+  small = tf.image.resize(prediction, (size, size), "area")
+  return tf.clip_by_value(tf.round((small + 1) * 128), 0, 255)

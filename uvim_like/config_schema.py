@@ -1,0 +1,307 @@
+"""The config schema: every key with its meaning and default, and the checks before anything compiles.
+
+A config is an `ml_collections.ConfigDict` in the vocabulary of the UViM paper's listings (appendix D). What stands
+inside `model` is checked by the system that builds it.
+"""
+
+import ast
+import copy
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections as mlc
+
+from uvim_like import names
+from uvim_like.config_json import plain
+from uvim_like.errors import UserError, unknown
+
+REQUIRED = object()
+DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "full", "dots")
+
+
+class Kind(NamedTuple):
+  """What a value must be: a phrase for the message, and the test."""
+  phrase: str
+  holds: Callable[[Any], bool]
+
+
+def _is_number(x: Any) -> bool:
+  return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _is_pairs(x: Any) -> bool:
+  """A list of (name, anything) pairs."""
+  return isinstance(x, (list, tuple)) and all(
+      isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in x)
+
+
+TEXT = Kind("a string", lambda x: isinstance(x, str))
+COUNT = Kind("an integer above 0", lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0)
+INTEGER = Kind("an integer", lambda x: isinstance(x, int) and not isinstance(x, bool))
+NUMBER = Kind("a number", _is_number)
+POSITIVE = Kind("a number above 0", lambda x: _is_number(x) and x > 0)
+SWITCH = Kind("True or False", lambda x: isinstance(x, bool))
+BLOCK = Kind("a block (dict)", lambda x: isinstance(x, dict))
+TEXTS = Kind("a list of strings", lambda x: isinstance(x, (list, tuple)) and all(isinstance(t, str) for t in x))
+PAIRS = Kind("a list of (name, value) pairs", _is_pairs)
+BLOCK_OR_PAIRS = Kind("a dict or a list of (name, value) pairs", lambda x: isinstance(x, dict) or _is_pairs(x))
+MODEL_INIT = Kind("a path, or a dict from part to source", lambda x: isinstance(x, (str, dict)))
+
+
+class Key(NamedTuple):
+  """One key of the schema; `default` may be REQUIRED, and None is allowed where it is the default."""
+  kind: Kind
+  default: Any
+  meaning: str
+
+
+SCHEMA: dict[str, Key] = {
+    "task": Key(TEXT, None, "what is predicted: a module of uvim_like/tasks; the oracle's by default"),
+    "dataset": Key(TEXT, REQUIRED, "TFDS name, or another source of pp_ops"),
+    "data_dir": Key(TEXT, None, "where datasets are; None for the default"),
+    "train_split": Key(TEXT, REQUIRED, 'split to train on, e.g. "train[4096:]"'),
+    "val_split": Key(TEXT, None, "split of the validation loss; None for no validation loss"),
+    "batch_size": Key(COUNT, REQUIRED, "images a step, over all devices"),
+    "num_epochs": Key(POSITIVE, None, "length of training in passes over train_split; this or total_steps"),
+    "total_steps": Key(COUNT, None, "length of training in steps; this or num_epochs"),
+    "pp_train": Key(TEXT, REQUIRED, "preprocessing of training examples"),
+    "pp_eval": Key(TEXT, None, "preprocessing for the validation loss"),
+    "pp_modules": Key(TEXTS, ["ops_general", "ops_image", "proj.uvim.pp_ops"], "modules of pp_ops with the ops"),
+    "shuffle_buffer_size": Key(COUNT, None, "for sources that read sequentially; others permute all indices"),
+    "prefetch": Key(COUNT, 2, "batches made ahead"),
+    "log_training_steps": Key(COUNT, 50, "steps between log lines"),
+    "log_eval_steps": Key(COUNT, 1000, "steps between validation losses"),
+    "checkpoint_steps": Key(COUNT, 1000, "steps between checkpoints"),
+    "keep_checkpoint_steps": Key(COUNT, None, "checkpoints at multiples of this stay for good"),
+    "keep_last_checkpoints": Key(COUNT, 1, "newest checkpoints that stay"),
+    "model_name": Key(TEXT, REQUIRED, "the system: a module of uvim_like/systems"),
+    "model": Key(BLOCK, REQUIRED, "fields of the network"),
+    "model_init": Key(MODEL_INIT, None, "weights to start from: a file, or {part: source}"),
+    "model_load": Key(BLOCK, {}, "options of loading, e.g. dont_load: patterns of names to leave at their init"),
+    "oracle": Key(BLOCK, None, "stage I, for systems that are guided by one"),
+    "optax_name": Key(TEXT, "scale_by_adam", "scaling rule of the gradients"),
+    "optax": Key(BLOCK, {}, "its options"),
+    "lr": Key(NUMBER, REQUIRED, "learning rate"),
+    "wd": Key(NUMBER, 0.0, "weight decay, not multiplied by lr"),
+    "lr_mults": Key(PAIRS, [], "pattern of names -> multiplier of lr; the first match wins"),
+    "wd_mults": Key(PAIRS, None, "pattern -> multiplier of wd; None: kernels only"),
+    "schedule": Key(BLOCK_OR_PAIRS, {"decay_type": "constant"}, "of lr and wd: a dict, or pattern -> dict or None"),
+    "grad_clip_norm": Key(POSITIVE, None, "global norm of the gradients is cut to this"),
+    "grad_accum_steps": Key(COUNT, 1, "parts of a batch whose gradients are added"),
+    "ema_decay": Key(POSITIVE, None, "moving average of the parameters, used in evaluation"),
+    "freeze_dict": Key(SWITCH, False, "the dictionary of stage I does not learn"),
+    "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I"),
+    "evals": Key(PAIRS, [], "(name, evaluator): a module of uvim_like/evaluators, options in the block config.<name>"),
+    "seed": Key(INTEGER, 0, "of initialisation, data order and dropout"),
+    "mesh": Key(BLOCK_OR_PAIRS, [("data", -1)], "axes of devices and their sizes; -1 for the rest"),
+    "sharding": Key(PAIRS, [(".*", "replicate")], "pattern of names -> placement on the mesh"),
+    "dtype": Key(TEXT, "float32", "compute type: " + " or ".join(DTYPES)),
+    "remat": Key(TEXT, "none", "what the backward pass computes again: " + ", ".join(REMATS)),
+    "scan_layers": Key(SWITCH, False, "compile one layer and scan it; names of parameters stay"),
+    "compilation_cache": Key(TEXT, None, "folder of compiled programs"),
+}
+ORACLE_SCHEMA: dict[str, Key] = {
+    "task": Key(TEXT, REQUIRED, "as config.task"),
+    "model_init": Key(TEXT, None, "weights of stage I: a file or a workdir"),
+    "model_name": Key(TEXT, REQUIRED, "as config.model_name"),
+    "model": Key(BLOCK, REQUIRED, "as config.model"),
+}
+# A default of None in the lower five stands for the config's key of the same name (log_steps: log_eval_steps).
+EVAL_SCHEMA: dict[str, Key] = {
+    "split": Key(TEXT, REQUIRED, "split to evaluate"),
+    "pp": Key(TEXT, REQUIRED, "preprocessing; images come decoded"),
+    "pred": Key(TEXT, "predict", "which of the system's predict functions"),
+    "pred_kw": Key(BLOCK, {}, "its options"),
+    "metric": Key(BLOCK, {}, "options of the evaluator's make"),
+    "prefix": Key(TEXT, None, 'before the names of its metrics; "<name>/" by default'),
+    "log_steps": Key(COUNT, None, "steps between evaluations"),
+    "dataset": Key(TEXT, None, "another dataset than the training's"),
+    "data_dir": Key(TEXT, None, "another place than the training's"),
+    "batch_size": Key(COUNT, None, "another size than the training's"),
+}
+
+
+def with_defaults(config: mlc.ConfigDict) -> mlc.ConfigDict:
+  """A copy with references resolved and every optional key present, those of the evaluators' blocks too.
+
+  `num_epochs` and `total_steps` are None where not given. `check` first: this function trusts the config.
+  """
+  values = plain(config)
+  full = mlc.ConfigDict(values)
+  _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | dict(task=task_of(values)))
+  inherited = dict(log_steps=full.log_eval_steps, dataset=full.dataset, data_dir=full.data_dir,
+                   batch_size=full.batch_size)
+  for name, _ in full.evals:
+    _fill(full[name], {key: entry.default for key, entry in EVAL_SCHEMA.items()} | inherited | dict(prefix=f"{name}/"))
+  return full
+
+
+def _fill(block: mlc.ConfigDict, defaults: Mapping[str, Any]) -> None:
+  for key, default in defaults.items():
+    if default is not REQUIRED and (key not in block or block[key] is None):
+      block[key] = copy.deepcopy(default)
+
+
+def check(config: mlc.ConfigDict) -> None:
+  """All that can be said about a config before its model is built.
+
+  Raises:
+    UserError: an unknown, missing or ill-typed key, an unknown task, system or evaluator, an evaluator without a block,
+      sizes that do not fit together; with the nearest valid name.
+  """
+  values = plain(config)
+  task = task_of(values)
+  options = task_options(task)
+  blocks = eval_blocks(values)
+  _check_keys({key: value for key, value in values.items() if key not in blocks and key not in options}, SCHEMA,
+              where="config", others=(*blocks, *options))
+  resolve(task, "uvim_like.tasks", needs="to_planes", where="config.task")
+  resolve(values["model_name"], "uvim_like.systems", where="config.model_name")
+  _check_length(values)
+  _check_choices(values)
+  _check_schedule(values.get("schedule"))
+  _check_evals(values)
+  _check_patches(values["model"], where="config.model")
+  if values.get("oracle") is not None:
+    _check_oracle(values)
+
+
+def task_of(values: Mapping[str, Any]) -> str:
+  """`task`, or the oracle's: the paper's Listing 2 gives it there only. UserError when there is neither."""
+  oracle = values.get("oracle")
+  task = values.get("task") or (oracle.get("task") if isinstance(oracle, dict) else None)
+  if not isinstance(task, str):
+    raise UserError(f"config: 'task' is missing or no string ({SCHEMA['task'].meaning})")
+  return task
+
+
+def resolve(name: str, package: str, *, needs: str = "make", where: str = "config") -> str:
+  """The dotted path of the module that a name in a config denotes; nothing heavy is imported.
+
+  'proj.uvim.vit' under 'uvim_like.systems' is 'uvim_like.systems.uvim.vit'.
+
+  Args:
+    name: as written; a leading 'proj.' is dropped.
+    package: where to look.
+    needs: function that makes a module one of its kind.
+    where: the config key, for the message.
+
+  Raises:
+    UserError: no such module, with the nearest.
+  """
+  short = name.removeprefix("proj.")
+  choices = names.module_names(package, needs=needs)
+  if short not in choices:
+    raise unknown("name", name, choices, where=where)
+  return f"{package}.{short}"
+
+
+def task_options(task: str) -> tuple[str, ...]:
+  """Config keys that a task adds to the schema: its constant OPTIONS, read without importing it."""
+  path = pathlib.Path(__file__).parent / "tasks" / (task.removeprefix("proj.").replace(".", "/") + ".py")
+  if not path.is_file():
+    return ()
+  for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["OPTIONS"]:
+      return tuple(ast.literal_eval(node.value))
+  return ()
+
+
+def eval_blocks(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of the evaluators' blocks: those in `evals`, and blocks that `evals` names no more but once did.
+
+  The latter so that `--config.evals=[]` suffices to switch evaluation off.
+  """
+  evals = values.get("evals")
+  named = {name for name, _ in evals} if evals and PAIRS.holds(evals) else set()
+  idle = {key for key, value in values.items() if key not in SCHEMA and isinstance(value, dict) and "pp" in value
+          and set(value) <= set(EVAL_SCHEMA)}
+  return tuple(sorted(named | idle))
+
+
+def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Key], *, where: str,
+                others: tuple[str, ...] = ()) -> None:
+  """Every key is in the schema, every required one is there, every value is of its kind."""
+  for key in values:
+    if key not in schema:
+      raise unknown("key", key, (*schema, *others), where=where)
+  for key, (kind, default, meaning) in schema.items():
+    value = values.get(key)
+    if value is None and default is REQUIRED:
+      raise UserError(f"{where}: '{key}' is missing ({meaning})")
+    if value is not None and not kind.holds(value):
+      raise UserError(f"{where}.{key}: must be {kind.phrase}, not {value!r}")
+
+
+def _check_length(values: Mapping[str, Any]) -> None:
+  epochs, steps = values.get("num_epochs"), values.get("total_steps")
+  if epochs is not None and steps is not None:
+    raise UserError(f"config: num_epochs ({epochs}) and total_steps ({steps}) are both set; set one of them to None")
+  if epochs is None and steps is None:
+    raise UserError("config: neither num_epochs nor total_steps is set; set one of them")
+
+
+def _check_choices(values: Mapping[str, Any]) -> None:
+  for key, choices in (("dtype", DTYPES), ("remat", REMATS)):
+    if values.get(key) is not None and values[key] not in choices:
+      raise unknown("value", values[key], choices, where=f"config.{key}")
+
+
+def _check_schedule(schedule: Any) -> None:
+  """One dict, or (pattern, dict or None) pairs; every dict names its decay."""
+  pairs = [(".*", schedule)] if isinstance(schedule, dict) else schedule or []
+  for pattern, options in pairs:
+    where = "config.schedule" if isinstance(schedule, dict) else f"config.schedule ('{pattern}')"
+    if options is not None and not isinstance(options, dict):
+      raise UserError(f"{where}: must be a dict, or None to freeze, not {options!r}")
+    if options is not None and "decay_type" not in options:
+      raise UserError(f"{where}: 'decay_type' is missing, e.g. dict(decay_type='cosine', warmup_steps=1000)")
+
+
+def _check_evals(values: Mapping[str, Any]) -> None:
+  seen = set()
+  for name, evaluator in values.get("evals") or ():
+    if not isinstance(evaluator, str):
+      raise UserError(f"config.evals: '{name}' needs the name of an evaluator, not {evaluator!r}")
+    if name in seen:
+      raise UserError(f"config.evals: the name '{name}' stands twice")
+    if name in SCHEMA:
+      raise UserError(f"config.evals: '{name}' is a key of the config, its block needs another name")
+    if not isinstance(values.get(name), dict):
+      raise UserError(f"config.evals: '{name}' has no block; set config.{name} = dict(split=…, pp=…)")
+    seen.add(name)
+    resolve(evaluator, "uvim_like.evaluators", where=f"config.evals ('{name}')")
+    _check_keys(values[name], EVAL_SCHEMA, where=f"config.{name}")
+
+
+def _check_oracle(values: Mapping[str, Any]) -> None:
+  """Stage I's block, and that the language model writes its code: one token a word, one more to start."""
+  oracle, model = values["oracle"], values["model"]
+  _check_keys(oracle, ORACLE_SCHEMA, where="config.oracle")
+  resolve(oracle["task"], "uvim_like.tasks", needs="to_planes", where="config.oracle.task")
+  resolve(oracle["model_name"], "uvim_like.systems", where="config.oracle.model_name")
+  _check_patches(oracle["model"], where="config.oracle.model")
+  for key, source, extra in (("vocab_size", "dict_size", 1), ("seq_len", "code_len", 0)):
+    wanted = oracle["model"].get(source)
+    if key in model and wanted is not None and model[key] != wanted + extra:
+      plus = f" + {extra}" if extra else ""
+      raise UserError(f"config.model.{key}: {model[key]}, but config.oracle.model.{source}{plus} is {wanted + extra}")
+
+
+def _check_patches(model: Mapping[str, Any], *, where: str) -> None:
+  """The image is a whole number of patches each way, where both are given as numbers."""
+  patches = model.get("patches")
+  size = _pair(model.get("input_size"))
+  patch = _pair(model.get("patch_size") or (patches.get("size") if isinstance(patches, dict) else None))
+  for side, step, axis in zip(size, patch, ("height", "width")):
+    if step < 1 or side < 1 or side % step:
+      nearest = max(1, round(side / max(step, 1))) * max(step, 1)
+      raise UserError(f"{where}.input_size: {axis} {side} does not divide into patches of {step}; nearest: {nearest}")
+
+
+def _pair(size: Any) -> tuple[int, ...]:
+  """(height, width) of a number or a pair; () for anything else, which the system's own check then names."""
+  pair = (size, size) if COUNT.holds(size) else size
+  return tuple(pair) if isinstance(pair, (list, tuple)) and all(map(INTEGER.holds, pair)) and len(pair) == 2 else ()

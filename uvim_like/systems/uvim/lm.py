@@ -1,0 +1,144 @@
+"""UViM stage II: a language model writes the guiding code from the image (arXiv 2205.10337, section 3.2)."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from uvim_like import weights
+from uvim_like.decoding import autoregressive
+from uvim_like.errors import UserError
+from uvim_like.models.uvim import Model as BaseModel
+from uvim_like.models.uvim_lm import Model
+from uvim_like.ops.losses import example_mean, softmax_cross_entropy
+from uvim_like.systems.base import LossOut, System, Vars
+from uvim_like.systems.fields import build
+from uvim_like.systems.uvim import pretrained, vit
+from uvim_like.tasks.base import Task, bind
+
+Array = jax.Array
+
+
+class Parts(NamedTuple):
+  """What the functions of this system hold fixed: the language model, the stage I network and its task."""
+  model: Model
+  oracle: BaseModel
+  task: Task
+
+
+def make(config: Mapping[str, Any]) -> System:
+  """The system of a config in the vocabulary of the paper's Listing 2.
+
+  `System.frozen` is stage I from `config.oracle.model_init`: real arrays when that file exists, else shapes only
+  (enough for `jax.eval_shape`; training refuses them).
+
+  Raises:
+    UserError: an unknown field, a vocabulary or length that differs from the oracle's dictionary or code.
+  """
+  block = config["oracle"]
+  oracle = vit.make_model(block["model"], config, where="config.oracle.model")
+  model = build(Model, config["model"], config, where="config.model")
+  check_sizes(model, oracle)
+  parts = Parts(model, oracle, bind(block["task"], config, where="config.oracle.task"))
+  return System(init=functools.partial(init, parts=parts), loss=functools.partial(loss, parts=parts),
+                predict={"predict": functools.partial(predict, parts=parts),
+                         "sequences": functools.partial(sequences, parts=parts)},
+                frozen=load_oracle(block.get("model_init"), oracle, parts.task),
+                load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model))
+
+
+def check_sizes(model: Model, oracle: BaseModel) -> None:
+  """Raises UserError when the language model cannot write the oracle's code or cut its images into patches."""
+  if model.vocab_size != oracle.dict_size + 1:
+    raise UserError(f"config.model.vocab_size: {model.vocab_size}, but the oracle's dictionary of {oracle.dict_size} words "
+                    f"and the start token need {oracle.dict_size + 1}")
+  if model.seq_len != oracle.code_len:
+    raise UserError(f"config.model.seq_len: {model.seq_len}, but the oracle's code has {oracle.code_len} words")
+  for size, patch, axis in zip(model.input_size, model.patch_size, ("height", "width")):
+    if size % patch:
+      raise UserError(f"config.model.input_size: {axis} {size} is no multiple of the patch's {patch}; "
+                      f"nearest: {max(patch, round(size / patch) * patch)}")
+  if model.num_layers and model.emb_dim % model.num_heads:
+    raise UserError(f"config.model.emb_dim: {model.emb_dim} is no multiple of num_heads {model.num_heads}")
+
+
+def load_oracle(source: str | None, oracle: BaseModel, task: Task) -> Vars:
+  """Stage I's parameters and codebook from a weights file or a finished workdir; shapes only when there is none."""
+  shapes = jax.eval_shape(functools.partial(vit.init, model=oracle, task=task), jax.random.key(0), {
+      "image": jax.ShapeDtypeStruct((1, *oracle.input_size, 3), jnp.float32),
+      "labels": jax.ShapeDtypeStruct((1, *oracle.input_size, *task.labels.shape[-1:]), task.labels.dtype)})
+  if not source or not weights.exists(source):
+    return shapes
+  loaded = weights.load(source)
+  merged, _ = weights.merge({"params": shapes.params, "state": shapes.state}, loaded, where="config.oracle.model_init")
+  return Vars(params=merged["params"], state=merged["state"])
+
+
+def init(key: Array, batch: Mapping[str, Array], *, parts: Parts) -> Vars:
+  """Initial parameters of the language model; stage I is not part of what is learned."""
+  targets = jnp.zeros((batch["image"].shape[0], parts.model.seq_len), jnp.int32)
+  return Vars(params=parts.model.init(key, batch["image"], targets)["params"])
+
+
+def targets(frozen: Vars, batch: Mapping[str, Array], *, parts: Parts) -> Array:
+  """(B, L) int32 tokens to write: the oracle's words + 1, token 0 starts a sequence."""
+  planes = parts.task.to_planes(batch["labels"], patch=parts.oracle.patch_size, spec=parts.oracle.inputs)
+  code = vit.apply(parts.oracle, frozen, planes, vit.context(batch), method="encode").code
+  return jax.lax.stop_gradient(code + 1)
+
+
+def loss(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, train: bool, *, parts: Parts) -> LossOut:
+  """Cross entropy of the oracle's words, teacher-forced, over all V tokens: mean over L, then over the batch."""
+  tokens = targets(frozen, batch, parts=parts)
+  logits = parts.model.apply({"params": variables.params}, batch["image"], tokens, train=train, rngs={"dropout": key})
+  per_example = example_mean(softmax_cross_entropy(logits, tokens))
+  accuracy = example_mean((jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32))
+  return LossOut(jnp.mean(per_example), variables.state, {"loss_code": per_example, "accuracy": accuracy})
+
+
+def sequences(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, *, parts: Parts,
+              num_samples: int = 1, temperature: float = 0.0, top_k: int = 0, top_p: float = 0.0,
+              prompts: Array | None = None, forbidden: tuple[int, ...] = (0,),
+              eos_token: int = autoregressive.NO_END) -> dict[str, Array]:
+  """Codes written for each image; options as in `decoding.autoregressive.decode`.
+
+  Returns:
+    {"tokens": (B, S, L) int32, words + 1; "logprobs": (B, S, L); "scores": (B, S)}.
+  """
+  del frozen
+  call = functools.partial(parts.model.apply, {"params": variables.params})
+  encoded = call(batch["image"], method="encode")
+  out = autoregressive.decode(
+      functools.partial(call, method="step"), call(encoded, num_samples, method="start"), key,
+      batch=encoded.shape[0], length=parts.model.seq_len,
+      num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p, prompts=prompts,
+      forbidden=tuple(forbidden), eos_token=eos_token)
+  return out._asdict()
+
+
+def predict(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, *, parts: Parts,
+            num_samples: int = 1, min_fraction: float | None = None, **options) -> dict[str, Array]:
+  """Writes a code for each image and lets the base model turn it into the task's outputs.
+
+  Args:
+    variables: the language model.
+    frozen: stage I.
+    batch: `image`, and `image_ctx` where the base model sees another size.
+    key: random key.
+    parts: the networks and the task.
+    num_samples: S; with more than one the outputs are (B, S, …), and the image is encoded once for all.
+    min_fraction: of the panoptic task's `merge`.
+    **options: of `sequences`.
+
+  Returns:
+    The task's outputs.
+  """
+  tokens = sequences(variables, frozen, batch, key, parts=parts, num_samples=num_samples, **options)["tokens"]
+  code = (tokens - 1).reshape(-1, tokens.shape[-1])
+  extra = {} if min_fraction is None else {"min_fraction": min_fraction}
+  out = vit.decode(frozen, code, vit.context(batch), model=parts.oracle, task=parts.task, **extra)
+  if num_samples == 1:
+    return out
+  return {name: x.reshape(-1, num_samples, *x.shape[1:]) for name, x in out.items()}
