@@ -2,7 +2,8 @@
 
 # The newest Python that runs: a name on the PATH may be a launcher for a version that is not installed.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-            $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+            $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+            echo $$p && break; done)
 RUN := .venv/bin/python
 STAMP := .venv/.installed
 WORKERS ?= 2
@@ -14,7 +15,7 @@ venv: $(STAMP)
 
 # The stamp is newer than requirements.txt once everything in it is installed, so nothing is installed twice.
 $(STAMP): requirements.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer, with venv, was not found; name one: make PYTHON=/path/to/python3"; \
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python3"; \
 	  exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; '$(PYTHON)' is not: $$($(PYTHON) --version 2>&1)"; exit 1; }

@@ -103,13 +103,14 @@ def depth_pp(res: int, *, train: bool = False, raw: bool = False, ctx: bool = Fa
   Validation takes the window of 426x560 pixels that the metric looks at (UViM's released protocol); `scenes` has no
   such border.
   """
-  tail_labels = '' if raw else resize_labels(res)
-  keys = ('image', *(['image_ctx'] if ctx else []), 'ground_truth' if raw else 'labels')
+  needs_labels = not (raw and ctx)  # stage I predicts from them; stage II from the image alone
+  keys = ('image', *(['image_ctx'] if ctx else []), *(['labels'] if needs_labels else []),
+          *(['ground_truth'] if raw else []))
   return join(
       '' if raw else 'decode', 'nyu_depth',
       augment('image', 'labels', crops=crops) if train else ('' if scenes else 'nyu_eval_crop'),
       'copy("labels", "ground_truth")' if raw else '',
-      image_ctx(res) if ctx else '', f'resize({res})', tail_labels,
+      image_ctx(res) if ctx else '', f'resize({res})', resize_labels(res) if needs_labels else '',
       'value_range(-1, 1, key="image_ctx")' if ctx else '', 'value_range(-1, 1)', keep(*keys))
 
 
@@ -142,7 +143,7 @@ def keep(*keys: str) -> str:
 
 
 def mirror_only(arg: mlc.ConfigDict) -> bool:
-  """The small recipe on `scenes` mirrors and does not crop, as its prototype: crops cost a short training more."""
+  """The small recipe on `scenes` mirrors and does not crop, as its prototype; with crops it was not measured."""
   return arg.scenes and arg.runlocal
 
 

@@ -5,9 +5,9 @@ whatever the number of processes; augmentation draws from (seed, epoch, example,
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from uvim_like.errors import UserError, suggest
 
 Batch = dict[str, np.ndarray]
 Targets = list[dict[str, np.ndarray]]
+Rows = Callable[[int], list[tuple[int, int]]]   # step -> (epoch, index) of every row
 
 
 class Prepared(NamedTuple):
@@ -187,27 +188,57 @@ def train_batches(*, dataset: str, split: str, pp: str, batch_size: int, seed: i
   prepared = prepare(dataset=dataset, split=split, pp=pp, data_dir=data_dir, pp_modules=pp_modules)
   rows = functools.partial(rows_of_step, length=len(prepared.source), batch_size=batch_size, seed=seed,
                            process_index=process_index, process_count=process_count)
-  return _iterate_training(prepared, rows, seed, start_step, batch_size // process_count, prefetch)
+  return TrainBatches(prepared, rows, seed=seed, start_step=start_step, local=batch_size // process_count,
+                      prefetch=prefetch)
 
 
-def _order(rows, local: int, step: tf.Tensor) -> tf.Tensor:
+def _order(rows: Rows, local: int, step: tf.Tensor) -> tf.Tensor:
   """`rows` in a graph: int64 (local, 2)."""
   order = tf.numpy_function(lambda step: np.array(rows(int(step)), np.int64), [step], tf.int64, stateful=False)
   return tf.ensure_shape(order, [local, 2])
 
 
-def _iterate_training(prepared: Prepared, rows, seed: int, start_step: int, local: int, prefetch: int
-                      ) -> Iterator[Batch]:
-  steps = tf.data.Dataset.counter(start_step)
-  examples = steps.map(functools.partial(_order, rows, local)).unbatch()
-  examples = examples.map(lambda row: _load(prepared, seed, row[0], row[1])[0], tf.data.AUTOTUNE, deterministic=True)
-  batches = iter(examples.batch(local, drop_remainder=True).prefetch(prefetch).as_numpy_iterator())
-  for step in itertools.count(start_step):
+class TrainBatches:
+  """The endless iterator that `train_batches` returns; `close` stops its threads."""
+
+  def __init__(self, prepared: Prepared, rows: Rows, *, seed: int, start_step: int, local: int, prefetch: int):
+    self._prepared, self._rows, self._seed, self._step = prepared, rows, seed, start_step
+    examples = tf.data.Dataset.counter(start_step).map(functools.partial(_order, rows, local)).unbatch()
+    examples = examples.map(lambda row: _load(prepared, seed, row[0], row[1])[0], tf.data.AUTOTUNE, deterministic=True)
+    self._batches = Running(examples.batch(local, drop_remainder=True).prefetch(prefetch))
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
     try:
-      batch = next(batches)
+      batch = next(self._batches)
     except tf.errors.OpError as error:
-      raise _blame(prepared, rows(step), seed, error) from error
-    yield batch
+      raise _blame(self._prepared, self._rows(self._step), self._seed, error) from error
+    self._step += 1
+    return batch
+
+  def close(self) -> None:
+    """Stops the threads; the iterator is at its end then."""
+    self._batches.close()
+
+
+class Running:
+  """A tf.data iterator that ends before the interpreter does.
+
+  Its threads call Python to fetch examples. If they still run while the interpreter shuts down, the process hangs or
+  aborts, so the iterator is released at exit at the latest.
+  """
+
+  def __init__(self, dataset: tf.data.Dataset):
+    holder = [dataset.as_numpy_iterator()]
+    self._holder = holder
+    self.close = weakref.finalize(self, holder.clear)
+
+  def __next__(self) -> Any:
+    if not self._holder:
+      raise StopIteration
+    return next(self._holder[0])
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -230,11 +261,11 @@ class EvalBatches:
     indices = np.array([i for rows in self._rows for i in rows], np.int64)
     examples = tf.data.Dataset.from_tensor_slices(indices).map(
         lambda index: _load(prepared, 0, tf.constant(0, tf.int64), index), tf.data.AUTOTUNE, deterministic=True)
-    examples = iter(examples.prefetch(self._local).as_numpy_iterator())
+    examples = Running(examples.prefetch(self._local))
     for rows in self._rows:
       yield pad_batch(prepared.specs, [self._next(examples, index) for index in rows], self._local)
 
-  def _next(self, examples: Iterator, index: int) -> tuple[dict, dict]:
+  def _next(self, examples: Running, index: int) -> tuple[dict, dict]:
     try:
       return next(examples)
     except tf.errors.OpError as error:

@@ -39,13 +39,15 @@ AUGMENT = ('randu("fliplr")|det_fliplr(key="image")|det_fliplr(key="labels")|inc
 TAIL_ONE = ('resize(512)|resize(512, key="labels", method="nearest")|value_range(-1, 1)|make_canonical|'
             'keep("image","labels")')
 TAIL_TWO = ('resize(512, inkey="image", outkey="image_ctx")|resize(512)|resize(512, key="labels", method="nearest")|'
-            'value_range(-1, 1, key="image_ctx")|value_range(-1, 1)|make_canonical|keep("image", "image_ctx", "labels")')
+            'value_range(-1, 1, key="image_ctx")|value_range(-1, 1)|make_canonical|'
+            'keep("image", "image_ctx", "labels")')
 PLANES = {"semantics": (133 + 1, 256), "instances": (100, 256)}
 EVALS = [("panoptic_train", "coco_panoptic"), ("panoptic_holdout", "coco_panoptic"), ("panoptic_val", "coco_panoptic")]
 
 
 def eval_blocks(pp: str) -> dict:
-  places = [("train", "coco_panoptic_train/", "train[4096:8192]"), ("holdout", "coco_panoptic_holdout/", "train[:4096]"),
+  places = [("train", "coco_panoptic_train/", "train[4096:8192]"),
+            ("holdout", "coco_panoptic_holdout/", "train[:4096]"),
             ("val", "coco_panoptic/", "validation")]
   return {f"panoptic_{name}": dict(pp=pp, log_steps=10_000, prefix=prefix, split=split)
           for name, prefix, split in places}

@@ -25,7 +25,8 @@ def test_round_trip_with_bfloat16(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["params/", "opt/target/", ""])
 def test_layouts(tmp_path, prefix):
-  np.savez(tmp_path / "w.npz", **{f"{prefix}enc/kernel": np.ones(2)}, **({"opt/state/step": np.ones(())} if prefix else {}))
+  other = {"opt/state/step": np.ones(())} if prefix else {}
+  np.savez(tmp_path / "w.npz", **{f"{prefix}enc/kernel": np.ones(2)}, **other)
   assert list(weights.load_npz(tmp_path / "w.npz")["params"]) == ["enc"]
   assert weights.load_npz(tmp_path / "w.npz")["state"] == {}
 

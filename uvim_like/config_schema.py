@@ -68,7 +68,7 @@ SCHEMA: dict[str, Key] = {
     "total_steps": Key(COUNT, None, "length of training in steps; this or num_epochs"),
     "pp_train": Key(TEXT, REQUIRED, "preprocessing of training examples"),
     "pp_eval": Key(TEXT, None, "preprocessing for the validation loss"),
-    "pp_modules": Key(TEXTS, ["ops_general", "ops_image", "proj.uvim.pp_ops"], "modules of pp_ops with the ops"),
+    "pp_modules": Key(TEXTS, None, "modules of pp_ops with the ops; None for the pipeline's own default"),
     "shuffle_buffer_size": Key(COUNT, None, "for sources that read sequentially; others permute all indices"),
     "prefetch": Key(COUNT, 2, "batches made ahead"),
     "log_training_steps": Key(COUNT, 50, "steps between log lines"),
@@ -218,7 +218,7 @@ def eval_blocks(values: Mapping[str, Any]) -> tuple[str, ...]:
   named = {name for name, _ in evals} if evals and PAIRS.holds(evals) else set()
   idle = {key for key, value in values.items() if key not in SCHEMA and isinstance(value, dict) and "pp" in value
           and set(value) <= set(EVAL_SCHEMA)}
-  return tuple(sorted(named | idle))
+  return tuple(sorted((named | idle) - set(SCHEMA)))
 
 
 def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Key], *, where: str,

@@ -2,8 +2,8 @@ r"""UViM stage I on ImageNet: colour from grey (UViM paper, section 4.2; the rel
 
   python -m train --config=configs/uvim/color_stage1.py --workdir=workdir/color_stage1
 
-124,714 steps of 1024 images; 133 M parameters. Hardware: as the panoptic config. Expected: FID-5k 15.59 (README of the
-paper's release).
+124,714 steps of 1024 images; 133 M parameters. Hardware and hours: not stated, not measured here. Expected: FID-5k
+15.59 (README of the paper's release).
 
 Arguments, after a colon and separated by commas:
   released=False  the bottleneck of the paper's listings: learned matrices, no code dropout (default: the released one)

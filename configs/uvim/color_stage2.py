@@ -3,8 +3,8 @@ r"""UViM stage II on ImageNet: the language model of the guiding code (UViM pape
   python -m train --config=configs/uvim/color_stage2.py --workdir=workdir/color_stage2 \
     --config.oracle.model_init=workdir/color_stage1
 
-124,714 steps of 512 images. Hardware: as the panoptic config. Expected: FID-5k 16.99 (README of the paper's release),
-codes sampled at temperature 1.
+124,714 steps of 512 images. Hardware and hours: not stated, not measured here. Expected: FID-5k 16.99 (README of the
+paper's release); the release's colour notebook samples the code at temperature 1.
 
 Arguments, after a colon and separated by commas (the oracle's must be those of its own training):
   released=False  the oracle has the bottleneck of the paper's listings; the released one is the default

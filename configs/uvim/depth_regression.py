@@ -3,8 +3,8 @@ r"""Depth as plain regression of one number a pixel: what UViM is to be compared
   python -m train --config=configs/uvim/depth_regression.py:scenes,runlocal --workdir=workdir/depth_regression
 
 The base model alone, its code replaced by zeros, with squared error: a per-pixel ViT. Not in the paper. Hardware: two
-CPU cores and a few minutes with `scenes,runlocal` (0.65 m RMSE after 4.5 minutes on a prototype, 0.47 of the best
-constant map's 1.372 m); without, as depth_stage1.
+CPU cores and a few minutes with `scenes,runlocal` (0.65 m RMSE after 4.5 minutes of one core on a prototype, 0.47 of
+the best constant map's 1.372 m); without, as depth_stage1.
 
 Arguments, after a colon and separated by commas: those of depth_stage1; `released` changes nothing, there is no code.
 """

@@ -2,8 +2,8 @@ r"""UViM stage I on NYU Depth V2: depth in 256 bins over 1 mm to 10 m (UViM pape
 
   python -m train --config=configs/uvim/depth_stage1.py --workdir=workdir/depth_stage1
 
-9,294 steps of 1024 images; 232 M parameters. Hardware: as the panoptic config; a fraction of its steps. Expected on NYU
-validation, oracle given the truth: 0.155 m RMSE (README of the paper's release).
+9,294 steps of 1024 images; 232 M parameters. Hardware and hours: not stated with the recipe, not measured
+here. Expected on NYU validation, oracle given the truth: 0.155 m RMSE (README of the paper's release).
 
 Arguments, after a colon and separated by commas:
   released=False  the bottleneck of the paper's listings: learned matrices, no code dropout (default: the released one)

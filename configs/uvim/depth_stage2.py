@@ -3,14 +3,16 @@ r"""UViM stage II on NYU Depth V2: the language model of the guiding code (UViM 
   python -m train --config=configs/uvim/depth_stage2.py --workdir=workdir/depth_stage2 \
     --config.oracle.model_init=workdir/depth_stage1
 
-4,647 steps of 512 images, 4,000 of them warm-up, as released. Hardware: as the panoptic config; a tenth of its steps.
-Expected on NYU validation: 0.463 m RMSE (README of the paper's release, whose window is rows 54:480 of the image).
+4,647 steps of 512 images, 4,000 of them warm-up, as released. Hardware and hours: not stated with the recipe,
+not measured here. Expected on NYU validation: 0.463 m RMSE (README of the paper's release, whose
+window is rows 54:480 of the image).
 
 Arguments, after a colon and separated by commas (the oracle's must be those of its own training):
   released=False  the oracle has the bottleneck of the paper's listings; the released one is the default
   scenes          the generated dataset in place of NYU
-  runlocal        two CPU cores and a few minutes. With `scenes`: 0.776 m RMSE after 7 minutes on a prototype (0.57 of the
-                  best constant map's 1.372 m); its image encoder starts from the base model's (`model_init.base_model`)
+  runlocal        two CPU cores and a few minutes. With `scenes`: 0.776 m RMSE after 7 minutes on a prototype (0.57 of
+                  the best constant map's 1.372 m); its image encoder starts from the base model's
+                  (`model_init.base_model`)
   singlehost      batch 32, 20 epochs
   res=, patch=    resolution and patch size in pixels (512, 16; with runlocal 64, 8)
 """

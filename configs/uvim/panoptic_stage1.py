@@ -2,15 +2,16 @@ r"""UViM stage I on COCO panoptic: base model and restricted oracle (Listing 1 o
 
   python -m train --config=configs/uvim/panoptic_stage1.py --workdir=workdir/panoptic_stage1
 
-111,515 steps of 1024 images; 224 M parameters. Hardware: a TPU pod of the paper's size, days (the paper names no
-duration); `singlehost` is for one host of eight accelerators. Expected on COCO validation, oracle given the truth:
-75.8 PQ (paper, README of its release), about 67.8 PQ with `singlehost,released` (docstring of the released config).
+111,515 steps of 1024 images; 224 M parameters. Hardware and hours: not stated with the recipe, not measured
+here; `singlehost` is the release's variant for one host. Expected on COCO validation, oracle given the truth:
+75.8 PQ (paper, README of its release), about 67.8 PQ with `singlehost,released` (docstring of the released config,
+whose key for the epochs of that variant had no effect: 100 or 1000 is not known).
 
 Arguments, after a colon and separated by commas:
   released     the released config of later date: resized bottleneck, code dropout 'random'
   scenes       the generated dataset in place of COCO
-  runlocal     two CPU cores and a few minutes; `scenes,runlocal` is the recipe of this size. A prototype of it
-               reached 33 PQ on 300 validation images in 4.5 minutes on one core; a constant map reaches 9.7 PQ
+  runlocal     two CPU cores and a few minutes; `scenes,runlocal` is the recipe of this size. A prototype with
+               such a code reached 33.4 PQ on 300 images in 4.5 minutes on one core; a constant map reaches 9.7 PQ
   singlehost   batch 128, 100 epochs
   res=, patch= resolution and patch size in pixels (512, 16; with runlocal 64, 8)
 """

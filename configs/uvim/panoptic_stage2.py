@@ -3,15 +3,16 @@ r"""UViM stage II on COCO panoptic: the language model of the guiding code (List
   python -m train --config=configs/uvim/panoptic_stage2.py --workdir=workdir/panoptic_stage2 \
     --config.oracle.model_init=workdir/panoptic_stage1
 
-44,606 steps of 512 images; 716 M parameters, the image encoder from a ViT-L/16 (ImageNet-21k). Hardware: a TPU pod
-of the paper's size, days (the paper names no duration). Expected on COCO validation: 43.1 PQ (paper, README of its
-release); the released config's docstring says about 43.7 PQ on the held-out images, 39.4 with `singlehost,released`.
+44,606 steps of 512 images; 716 M parameters, the image encoder from a ViT-L/16 (ImageNet-21k). Hardware and
+hours: not stated with the recipe, not measured here. Expected on COCO validation: 43.1 PQ (paper, README of its
+release); the released config's docstring says about 43.7 PQ on the held-out images, 39.4 with `singlehost,released`
+(whose key for the epochs had no effect in the release: 50 or 200 is not known).
 
 Arguments, after a colon and separated by commas (the oracle's must be those of its own training):
   released     the oracle has the resized bottleneck
   scenes       the generated dataset in place of COCO
-  runlocal     two CPU cores and a few minutes. With `scenes`: 30 PQ after 4.5 minutes on one core was measured on a
-               prototype (stage I itself: 33 PQ, a constant map: 9.7 PQ)
+  runlocal     two CPU cores and a few minutes. With `scenes`: 30.1 PQ after 4.5 minutes on one core was measured
+               on a prototype with such a code (stage I itself: 33.4 PQ, a constant map: 9.7 PQ)
   singlehost   batch 32, 50 epochs
   res=, patch= resolution and patch size in pixels (512, 16; with runlocal 64, 8)
 """

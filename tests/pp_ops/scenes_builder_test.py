@@ -29,7 +29,8 @@ def assert_same(read, made):
     elif key == "text":
       assert [text.decode() for text in read[key]] == value.tolist()
     else:
-      found = np.asarray(read[key], value.dtype if isinstance(read[key], list) else None)  # a list from a data source
+      # A data source gives Python lists and scalars where tf.data gives arrays.
+      found = read[key] if hasattr(read[key], "dtype") else np.asarray(read[key], value.dtype)
       assert found.dtype == value.dtype
       np.testing.assert_array_equal(found.reshape(value.shape), value)
 

@@ -101,7 +101,8 @@ def a_segment(label, thing, *, area=100, box=(0, 0, 1, 1), crowd=False):
 
 def test_captions_name_piles_counts_relations_and_supports():
   joints = np.zeros((len(people.JOINTS), 3), np.float32)
-  things = [worlds.Thing(LABELS["sphere"], "orange", is_crowd=True), worlds.Thing(LABELS["person"], "red", joints=joints),
+  things = [worlds.Thing(LABELS["sphere"], "orange", is_crowd=True),
+            worlds.Thing(LABELS["person"], "red", joints=joints),
             worlds.Thing(LABELS["cylinder"], "cyan", on=LABELS["table"]), worlds.Thing(LABELS["table"], "brown")]
   segments = [a_segment(1, 0, area=50, box=(0, 0.8, 1, 1), crowd=True),
               a_segment(4, 1, area=90, box=(0, 0, 0.9, 0.1)), a_segment(2, 2, area=9), a_segment(3, 3, area=60)]

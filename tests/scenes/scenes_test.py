@@ -70,7 +70,8 @@ def test_features_have_their_names_types_and_shapes(few):
 def test_an_example_is_the_same_in_every_order_and_process(many):
   mine = [digest(scenes.example("validation", i, size=64)) for i in (5, 0, 3)]
   assert mine == [digest(many[i]) for i in (5, 0, 3)]
-  code = (f"import sys; sys.path.insert(0, {str(HERE)!r}); from scenes_test import digest; from uvim_like import scenes;"
+  code = (f"import sys; sys.path.insert(0, {str(HERE)!r}); from scenes_test import digest;"
+          "from uvim_like import scenes;"
           "print(*[digest(scenes.example('validation', i, size=64)) for i in (5, 0, 3)])")
   printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                            cwd=HERE.parent.parent).stdout

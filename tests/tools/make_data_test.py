@@ -54,8 +54,9 @@ def test_npz_holds_finished_examples_and_targets(data):
       arrays = dict(arrays)
     assert {key: len(value) for key, value in arrays.items()} == dict.fromkeys(arrays, n)
     assert {(key, str(value.dtype)) for key, value in arrays.items()} == {
-        ("image", "uint8"), ("labels", "int16"), ("image/id", "int64"), ("depth", "float16"), ("panoptic_image", "uint8"),
-        ("panoptic_objects/id", "int64"), ("panoptic_objects/area", "int64"), ("panoptic_objects/label", "int64"),
+        ("image", "uint8"), ("labels", "int16"), ("image/id", "int64"), ("depth", "float16"),
+        ("panoptic_image", "uint8"), ("panoptic_objects/id", "int64"),
+        ("panoptic_objects/area", "int64"), ("panoptic_objects/label", "int64"),
         ("panoptic_objects/is_crowd", "bool"), ("panoptic_objects/bbox", "float32")}
     assert arrays["labels"].shape == (n, *SIZE, 2) and arrays["panoptic_objects/bbox"].shape[2] == 4
     for i in range(n):
@@ -80,7 +81,8 @@ def test_npz_is_not_compressed(data):
 def test_panoptic_labels_are_numbered_by_centre_of_mass():
   # Centres (cx + 4·cy): 7 at rows 2-3 → last; 9 at the top right; 8 at the top left → first; one void pixel.
   ids = np.array([[8, 8, 9, 9, 9], [8, 8, 9, 9, 0], [7, 7, 7, 7, 7], [7, 7, 7, 7, 7]])
-  example = {"image": np.zeros((4, 5, 3), np.uint8), "panoptic_image": np.stack([ids, 0 * ids, 0 * ids], -1).astype("u1"),
+  example = {"image": np.zeros((4, 5, 3), np.uint8),
+             "panoptic_image": np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8),
              "panoptic_objects": {"id": np.array([7, 8, 9]), "label": np.array([5, 0, 0])}}
   labels = scenes_arrays.finish_panoptic(example)["labels"]
   assert labels.dtype == np.int16
@@ -191,7 +193,8 @@ def test_a_run_that_breaks_leaves_nothing(tmp_path, monkeypatch):
 def test_works_without_tensorflow(tmp_path):
   code = ("import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'tensorflow_datasets']));"
           "from tools.make_data import main; sys.exit(main(sys.argv[1:]))")
-  flags = ["scenes", f"--out={tmp_path}", "--format=npz,folder,coco", "--size=32", "--num=test:2", "--task=colorization"]
+  flags = ["scenes", f"--out={tmp_path}", "--format=npz,folder,coco", "--size=32", "--num=test:2",
+           "--task=colorization"]
   done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert "32 x 32 pixels: 2 test" in done.stdout and str(tmp_path / "test.npz") in done.stdout

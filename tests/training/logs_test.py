@@ -42,7 +42,8 @@ def test_lines_and_events(tmp_path):
   with make(tmp_path, resume_step=0) as logger:
     logger.write(1, {"loss": jnp.float32(0.5), "n": np.int64(3), "bad": float("nan"), "worse": -np.inf})
     logger.write(2, {"val/loss": 0.25})
-  assert read(tmp_path) == [{"step": 1, "loss": 0.5, "n": 3, "bad": "nan", "worse": "-inf"}, {"step": 2, "val/loss": 0.25}]
+  assert read(tmp_path) == [
+      {"step": 1, "loss": 0.5, "n": 3, "bad": "nan", "worse": "-inf"}, {"step": 2, "val/loss": 0.25}]
   assert math.isnan(float(read(tmp_path)[0]["bad"]))
   scalars = [(e.step, v.tag, v.simple_value) for e in read_events(tmp_path) for v in e.summary.value]
   assert (1, "loss", 0.5) in scalars and (2, "val/loss", 0.25) in scalars
@@ -128,12 +129,13 @@ def test_overviews():
   shapes = jax.eval_shape(lambda: {"enc": {"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)}})
   text = logs.parameter_overview(shapes)
   assert "enc/kernel" in text and "16" in text
-  assert logs.table_text(("name", "shape"), [("a/kernel", (3,)), ("b", ())]) == "name      shape\na/kernel  (3,)\nb         ()"
+  text = logs.table_text(("name", "shape"), [("a/kernel", (3,)), ("b", ())])
+  assert text == "name      shape\na/kernel  (3,)\nb         ()"
 
 
 def test_no_tensorflow():
-  code = ("import sys; sys.modules['tensorflow'] = None\nimport pathlib, tempfile\nfrom uvim_like.training import logs\n"
-          "folder = tempfile.mkdtemp()\nwith logs.Logger(folder, total_steps=1, batch_size=1) as l: l.write(1, {'a': 1.0})\n"
+  code = ("import sys; sys.modules['tensorflow'] = None\nimport tempfile\nfrom uvim_like.training import logs\n"
+          "with logs.Logger(tempfile.mkdtemp(), total_steps=1, batch_size=1) as l: l.write(1, {'a': 1.0})\n"
           "print(logs.parameter_overview({'a': __import__('numpy').ones(3)}))\n"
           "assert not [m for m in sys.modules if m.startswith('tensorflow.')]")
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -118,7 +118,8 @@ def test_table_works_on_shapes():
   shapes = jax.eval_shape(lambda: PARAMS)
   config = PLAIN | {"lr_mults": [("head/.*", 0.1)], "schedule": [("encoder/bias", None), (".*", {})]}
   assert [tuple(row) for row in optim.table(config, shapes)] == [
-      ("encoder/bias", (3,), 1.0, 0.0, None), ("encoder/kernel", (2, 3), 1.0, 1.0, 1), ("head/kernel", (3, 1), 0.1, 1.0, 1)]
+      ("encoder/bias", (3,), 1.0, 0.0, None), ("encoder/kernel", (2, 3), 1.0, 1.0, 1),
+      ("head/kernel", (3, 1), 0.1, 1.0, 1)]
 
 
 @pytest.mark.parametrize("shape, axes", [
@@ -134,7 +135,7 @@ def test_factored_moments_equal_optax_without_cap():
   theirs = optax.scale_by_factored_rms(min_dim_size_to_factor=32)
   mine, other = ours.init(params), theirs.init(params)
   for i in range(3):
-    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(i), p.shape), params)
+    grads = {name: jax.random.normal(jax.random.key(i), p.shape) for name, p in params.items()}
     got, mine = ours.update(grads, mine, params)
     want, other = theirs.update(grads, other, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), got, want)

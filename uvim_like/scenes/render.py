@@ -175,7 +175,8 @@ def trace(world: worlds.World, u: np.ndarray, v: np.ndarray, candidates: tuple[n
 
 
 def _room_labels(world, face, point) -> np.ndarray:
-  label = np.where(face == FLOOR_FACE, LABELS["floor"], np.where(face == CEILING_FACE, LABELS["ceiling"], LABELS["wall"]))
+  label = np.full(len(face), LABELS["wall"])
+  label[face == FLOOR_FACE], label[face == CEILING_FACE] = LABELS["floor"], LABELS["ceiling"]
   if world.window is not None:
     x, z, width, height = world.window
     inside = (point[:, 0] > x) & (point[:, 0] < x + width) & (point[:, 2] > z) & (point[:, 2] < z + height)

@@ -49,6 +49,7 @@ class System(NamedTuple):
     advance: (state, stats, key) -> state, or None when the state does not learn from `LossOut.stats`.
     load: (vars) -> (vars, report): puts the pretrained weights that the config names into fresh ones; None: there are
       none to load.
+    label_limits: number of classes in each channel of integer labels, for the check of the data; None: no classes.
   """
   init: Callable[[Array, Batch], Vars]
   loss: Callable[[Vars, Tree, Batch, Array, bool], LossOut]
@@ -56,3 +57,4 @@ class System(NamedTuple):
   frozen: Tree = ()
   advance: Callable[[Tree, Tree, Array], Tree] | None = None
   load: Callable[[Vars], tuple[Vars, str]] | None = None
+  label_limits: tuple[int, ...] | None = None

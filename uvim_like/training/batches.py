@@ -53,7 +53,8 @@ def convert(key: str, array: np.ndarray) -> np.ndarray:
 
 def _folder(dataset: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   if dataset != DATASET:
-    raise UserError(f"config.dataset: '{dataset}' needs the preprocessing pipeline; without it only '{DATASET}' is read")
+    raise UserError(f"config.dataset: '{dataset}' needs the preprocessing pipeline; "
+                    f"without it only '{DATASET}' is read")
   if not data_dir:
     raise UserError(f"config.data_dir: dataset '{DATASET}' needs the folder of its <split>.npz files")
   return pathlib.Path(data_dir).absolute()
@@ -98,7 +99,8 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
       continue
     array = arrays[key]
     if array.ndim != 4 or (key != "labels" and array.shape[-1] != 3):
-      raise UserError(f"{path}: '{key}' has the shape {array.shape}; (n,H,W,{'C' if key == 'labels' else '3'}) is needed")
+      raise UserError(f"{path}: '{key}' has the shape {array.shape}; "
+                      f"(n,H,W,{'C' if key == 'labels' else '3'}) is needed")
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
       raise UserError(f"{path}: '{key}' has the dtype {array.dtype}; integers or floats are needed")
     if key != "labels" and np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8:

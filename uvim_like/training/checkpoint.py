@@ -195,7 +195,9 @@ class Checkpoints:
     try:
       loaded = self._orbax.load_checkpointables(step, {"state": nested})["state"]
     except READ_ERRORS as error:
-      failure = error
+      failure = error.__cause__ or error  # the library wraps whatever happened in a KeyError
+      if not isinstance(failure, READ_ERRORS):
+        raise
     # Each process reads its own pieces: all must take the same way on.
     if _any_process(failure is not None):
       raise Damaged(_first_line(failure) if failure else "another process could not read its part") from failure
@@ -237,9 +239,9 @@ def _any_process(flag: bool) -> bool:
   return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def _first_line(error: Exception) -> str:
-  """Type and beginning of a library's message, which may run over pages; of its details where it has them."""
-  text = str(error.args[0] if error.args else error).split("Error details:")[-1].strip().splitlines()
+def _first_line(error: BaseException) -> str:
+  """Type and beginning of a library's message, which may run over pages."""
+  text = str(error.args[0] if error.args else error).strip().splitlines()
   return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 

@@ -46,7 +46,8 @@ def make(config: Mapping[str, Any]) -> System:
                 predict={"predict": functools.partial(predict, parts=parts),
                          "sequences": functools.partial(sequences, parts=parts)},
                 frozen=load_oracle(block.get("model_init"), oracle, parts.task),
-                load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model))
+                load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model),
+                label_limits=parts.task.limits(oracle.inputs))
 
 
 def check_sizes(model: Model, oracle: BaseModel) -> None:

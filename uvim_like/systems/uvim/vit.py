@@ -35,7 +35,8 @@ def make(config: Mapping[str, Any]) -> System:
   learns = model.quantizer == "vq" and not model.zero_decoder_seq and not config.get("freeze_dict", False)
   return System(init=functools.partial(init, **shared), loss=loss,
                 predict={"predict": functools.partial(predict, **shared)},
-                advance=functools.partial(advance_codebook, model=model) if learns else None)
+                advance=functools.partial(advance_codebook, model=model) if learns else None,
+                label_limits=task.limits(model.inputs))
 
 
 def make_model(fields: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Model:

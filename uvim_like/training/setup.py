@@ -1,0 +1,229 @@
+"""From a checked config to everything a run holds fixed: mesh, system, optimizer, shardings, compiled step."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uvim_like import names, trees
+from uvim_like.errors import UserError, unknown
+from uvim_like.evaluators import mean
+from uvim_like.evaluators import run as evaluation
+from uvim_like.evaluators.base import Metric
+from uvim_like.ops.constraint import use_mesh
+from uvim_like.ops.loops import written_out
+from uvim_like.systems.base import System
+from uvim_like.training import logs, optim, schedules, sharding, step
+
+Tree = Any
+# The CPU backend may start independent work in any order, which keeps far more alive at a time: 4.9 GiB against 2.6 GiB
+# of temporaries for Listing 1 at batch 1, at the same speed.
+COMPILER_OPTIONS = {"cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False}}
+
+
+class Run(NamedTuple):
+  """What a run holds fixed.
+
+  Attributes:
+    config: with defaults filled in.
+    mesh: the devices.
+    system: the training problem.
+    frozen: `System.frozen` on the devices.
+    tx: the optimizer.
+    rates: (pattern, schedule) pairs, for the log.
+    total_steps: number of updates.
+    shardings: of the `TrainState`.
+    abstract: the `TrainState` in shapes.
+    key: the run's random key, on all devices.
+  """
+  config: Any
+  mesh: Mesh
+  system: System
+  frozen: Tree
+  tx: Any
+  rates: list[tuple[str, Callable]]
+  total_steps: int
+  shardings: Tree
+  abstract: Tree
+  key: jax.Array
+
+
+def make_system(config: Mapping[str, Any]) -> System:
+  """The system that `config.model_name` denotes; UserError for an unknown one or a field that does not fit."""
+  module = names.load("uvim_like.systems", config["model_name"], where="config.model_name", needs="make")
+  return module.make(config)
+
+
+def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], system: System | None = None) -> Run:
+  """Builds a run from a config and one batch of the data, in shapes only: nothing is trained or compiled yet.
+
+  Args:
+    config: with defaults.
+    num_examples: in the training split.
+    batch: this process's part of a batch.
+    system: made before, else made here.
+
+  Raises:
+    UserError: whatever does not fit; see `make_system`, `optim.make`, `sharding`.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch_size(config.batch_size, mesh, grad_accum_steps=config.grad_accum_steps)
+  system = system or make_system(config)
+  shapes = global_shapes(batch, config.batch_size)
+  variables = jax.eval_shape(system.init, jax.random.key(0), shapes)
+  total_steps = schedules.steps(config, num_examples)
+  tx, rates = optim.make(config, variables.params, total_steps=total_steps)
+  init = functools.partial(step.start_from, tx=tx, ema_decay=config.ema_decay)
+  abstract = jax.eval_shape(init, variables)
+  return Run(config, mesh, system, place_frozen(system.frozen, mesh, config), tx, rates, total_steps,
+             sharding.state_shardings(mesh, abstract, config.sharding), abstract,
+             jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh)))
+
+
+def global_shapes(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of the whole batch from one process's part of it."""
+  return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+
+
+def place_frozen(frozen: Tree, mesh: Mesh, config: Any) -> Tree:
+  """A frozen stage on the devices; UserError when its weights were not found."""
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
+    source = config.oracle.get("model_init")
+    raise UserError(f"config.oracle.model_init: no weights at '{source}'; give the workdir of a finished stage I, "
+                    "or its .npz file")
+  return jax.device_put(frozen, sharding.replicated(mesh))
+
+
+def init_state(run: Run, batch: Mapping[str, np.ndarray]) -> tuple[step.TrainState, str]:
+  """A fresh state on the devices, pretrained weights in place, and the report of what was loaded ("" if nothing)."""
+  shapes = global_shapes(batch, run.config.batch_size)
+  init = jax.jit(lambda key: run.system.init(key, jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)),
+                 out_shardings=run.shardings.vars)
+  variables, report = init(jax.random.key(run.config.seed)), ""
+  if run.system.load is not None:
+    variables, report = run.system.load(jax.device_get(variables))
+    variables = jax.device_put(variables, run.shardings.vars)
+  start = jax.jit(functools.partial(step.start_from, tx=run.tx, ema_decay=run.config.ema_decay),
+                  out_shardings=run.shardings)
+  return start(variables), report
+
+
+def compile_step(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> tuple[Callable, float | None]:
+  """The compiled training step and its floating point operations (None where they are not needed: on CPU)."""
+  function = functools.partial(step.train_step, system=run.system, tx=run.tx,
+                               accumulate=run.config.grad_accum_steps, ema_decay=run.config.ema_decay)
+
+  def on_mesh(state, frozen, batch, key):
+    with use_mesh(run.mesh):
+      return function(state, frozen, batch, key)
+
+  platform = run.mesh.devices.flat[0].platform
+  jitted = jax.jit(on_mesh, donate_argnums=0, out_shardings=(run.shardings, sharding.replicated(run.mesh)))
+  arguments = state, run.frozen, batch, run.key
+  compiled = jitted.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
+  flops = count_flops(on_mesh, *arguments) if logs.peak_flops(run.mesh.devices.flat[0].device_kind) else None
+  return compiled, flops
+
+
+def count_flops(function: Callable, *arguments: Any) -> float:
+  """Floating point operations of one call over the whole mesh, loops counted as often as they run."""
+  with written_out():
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+DEVICE_KEYS = ("image", "image_ctx", "labels")  # of a batch; the rest stays on the host
+
+
+class Evaluator(NamedTuple):
+  """One entry of `config.evals`, or the validation losses.
+
+  Attributes:
+    name: as in the config.
+    prefix: before the names of its numbers.
+    metric: what is measured.
+    log_steps: how often.
+    run: (vars) -> {name: number}.
+  """
+  name: str
+  prefix: str
+  metric: Metric
+  log_steps: int
+  run: Callable[[Tree], dict[str, float]]
+
+
+def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
+  """The validation losses (with `val_split` and `pp_eval`) and all of `config.evals`, checked, compiled when first run.
+
+  Args:
+    run: the run.
+    data: the provider of batches, see `train.data_provider`.
+  """
+  config, found = run.config, []
+  if config.val_split:
+    block = dict(dataset=config.dataset, split=config.val_split, pp=config.pp_eval or config.pp_train,
+                 batch_size=config.batch_size, data_dir=config.data_dir)
+    found.append(_evaluator("val", "val/", mean.make(), config.log_eval_steps, block, _losses(run), run, data))
+  for name, kind in config.evals:
+    block = config[name]
+    options = dict(block.metric)
+    make = evaluation.load(kind).make
+    if "dataset" in inspect.signature(make).parameters:
+      options.setdefault("dataset", block.dataset)
+    predict = _prediction(run, block.pred, block.pred_kw, where=f"config.{name}.pred")
+    found.append(_evaluator(name, block.prefix, make(**options), block.log_steps, block, predict, run, data))
+  return found
+
+
+def _evaluator(name, prefix, metric, log_steps, block, function, run, data) -> Evaluator:
+  sharding.check_batch_size(block["batch_size"], run.mesh)
+  batches = data.eval_batches(
+      dataset=block["dataset"], split=block["split"], pp=block["pp"], batch_size=block["batch_size"],
+      data_dir=block["data_dir"], pp_modules=run.config.pp_modules, target_keys=metric.target_keys,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  return Evaluator(name, prefix, metric, log_steps, functools.partial(_evaluate, function, batches, metric, run))
+
+
+def _evaluate(function: Callable, batches: Any, metric: Metric, run: Run, variables: Tree) -> dict[str, float]:
+  def on_devices(batch):
+    inputs = {key: value for key, value in batch.items() if key in DEVICE_KEYS}
+    return function(variables, run.frozen, sharding.to_global(run.mesh, inputs), run.key)
+  return evaluation.evaluate(on_devices, batches, metric)
+
+
+def _losses(run: Run) -> Callable:
+  def losses(variables, frozen, batch, key):
+    with use_mesh(run.mesh):
+      return run.system.loss(variables, frozen, batch, key, False).parts
+  return jax.jit(losses)
+
+
+def _prediction(run: Run, name: str, options: Mapping[str, Any], *, where: str) -> Callable:
+  if name not in run.system.predict:
+    raise unknown("prediction", name, run.system.predict, where=where)
+  function = functools.partial(run.system.predict[name], **options)
+
+  def predict(variables, frozen, batch, key):
+    with use_mesh(run.mesh):
+      return function(variables, frozen, batch, key)
+  return jax.jit(predict)
+
+
+def overview(run: Run) -> str:
+  """The tables that are printed once: parameters, and what applies to each."""
+  rates = [(row.name, row.shape, row.lr_mult, row.wd_mult, "frozen" if row.schedule is None else row.schedule)
+           for row in optim.table(run.config, run.abstract.vars.params)]
+  places = {name: place for name, _, place in sharding.table(run.shardings.vars.params, run.abstract.vars.params)}
+  rows = [(*row, places[row[0]]) for row in rates]
+  count = sum(int(np.prod(shape)) for _, shape, *_ in rates)
+  table = logs.table_text(("parameter", "shape", "lr x", "wd x", "schedule", "placement"), rows)
+  return f"{table}\n{count:,} parameters in {len(rows)} arrays; {run.mesh.size} devices {dict(run.mesh.shape)}"
+
+
+def parameter_names(run: Run) -> list[str]:
+  """Names of everything that is learned by gradient."""
+  return [name for name, _ in trees.flatten_names(run.abstract.vars.params)]
