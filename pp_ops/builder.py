@@ -171,7 +171,8 @@ def needed_keys(program: Program, features: Iterable[str]) -> frozenset[str]:
   needed = set(check_keys(program, features))
   for step in reversed(program.steps):
     needed -= set(_keys(program, step, step.op.writes))
-    needed |= set(_keys(program, step, step.op.reads))
+    reads = _keys(program, step, step.op.reads)
+    needed |= set(reads) - set(step.op.removes(reads, step.arguments.arguments))
   return frozenset(needed) & frozenset(features)
 
 

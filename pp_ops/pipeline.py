@@ -48,8 +48,6 @@ def prepare(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
   Raises:
     UserError: a mistake in the string, the dataset, the split, or outputs that cannot form a batch.
   """
-  if tf.config.get_visible_devices("GPU"):   # jax's memory, not ours
-    tf.config.set_visible_devices([], "GPU")
   program = builder.compile_string(pp, pp_modules)
   source = open_source(dataset, split, data_dir=data_dir, skip_decode=builder.decoded_keys(program))
   specs = builder.output_specs(program, source.features)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import tensorflow as tf
 from etils import epath
 
 from pp_ops import sources_coco, sources_folder, sources_scenes, sources_tfds
@@ -23,6 +24,8 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None,
   Raises:
     UserError: unknown dataset or split, dataset not prepared, files without partner.
   """
+  if tf.config.get_visible_devices("GPU"):   # its memory is jax's; possible only before TensorFlow's first op
+    tf.config.set_visible_devices([], "GPU")
   kind, _, path = dataset.partition(":")
   if kind in ("folder", "coco_json"):
     root = path or data_dir

@@ -1,12 +1,12 @@
 """COCO panoptic annotations in their official layout, with the features of TFDS's coco/2017_panoptic."""
 
-import json
+import pathlib
 from collections.abc import Collection
 
 from etils import epath
 
 from pp_ops.source import split_spans
-from pp_ops.sources_folder import Files, FileSource, check_pairs, list_files, read_panoptic_json
+from pp_ops.sources_folder import Files, FileSource, check_pairs, list_files, list_objects, read_json
 from uvim_like.errors import UserError
 
 # So that configs written for TFDS run on the unpacked archives.
@@ -34,9 +34,9 @@ def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = (
 
 def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
   """The files of one split, each checked to be there."""
-  with annotation.open("r") as file:
-    images = json.load(file)["images"]
-  stems = tuple(epath.Path(im["file_name"]).stem for im in images)
+  table = read_json(annotation)
+  images = table["images"]
+  stems = tuple(pathlib.PurePath(im["file_name"]).stem for im in images)
   pictures = {s: root / name / im["file_name"] for s, im in zip(stems, images)}
   _check_present(pictures, root / name)
   maps = root / f"panoptic_{name}"
@@ -46,7 +46,7 @@ def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
     raise UserError(f"coco_json '{root}': there is no panoptic_{name}/")
   labels = list_files(maps, (".png",))
   check_pairs(stems, labels, maps)
-  objects = read_panoptic_json(annotation)
+  objects = list_objects(table, annotation)
   check_pairs(stems, objects, annotation)
   return Files(stems, pictures, {"panoptic": labels}, objects, {s: im["id"] for s, im in zip(stems, images)})
 

@@ -1,6 +1,7 @@
 """A folder of images, with optional label maps paired by file name, as a source."""
 
 import json
+import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from etils import epath
 from PIL import Image, UnidentifiedImageError
 
 from pp_ops.source import Source, Specs, count, locate, split_spans
-from uvim_like.errors import UserError, suggest
+from uvim_like.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MILLIMETRE = 0.001   # unit of 16-bit depth PNGs
@@ -93,18 +94,28 @@ def panoptic_objects(segments: Sequence[Mapping], positions: Mapping[int, int], 
           "label": np.array([positions[s["category_id"]] for s in segments], np.int64)}
 
 
-def read_panoptic_json(path: epath.Path, sizes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, dict]:
-  """Stem of the panoptic PNG -> its objects. `sizes` (H, W) by stem where the JSON has no list of images."""
+def read_json(path: epath.Path) -> dict:
+  """A COCO panoptic table; UserError when it is missing, is no JSON or lacks a list."""
   if not path.exists():
     raise UserError(f"{path} is missing: panoptic labels need their list of segments")
-  with path.open("r") as file:
-    table = json.load(file)
+  try:
+    table = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is not JSON: {error}") from error
+  missing = {"images", "annotations", "categories"} - set(table)
+  if missing:
+    raise UserError(f"{path}: no list '{min(missing)}', which a COCO panoptic table has")
+  return table
+
+
+def list_objects(table: Mapping[str, Any], path: epath.Path) -> dict[str, dict]:
+  """Stem of the panoptic PNG -> its objects; `path` names the table in errors."""
   positions = {category["id"]: i for i, category in enumerate(table["categories"])}
-  by_id = {im["id"]: (im["height"], im["width"]) for im in table.get("images", ())}
+  sizes = {im["id"]: (im["height"], im["width"]) for im in table["images"]}
   objects = {}
   for entry in table["annotations"]:
-    stem = epath.Path(entry["file_name"]).stem
-    size = by_id.get(entry["image_id"]) or (sizes or {}).get(stem)
+    stem = pathlib.PurePath(entry["file_name"]).stem
+    size = sizes.get(entry["image_id"])
     if size is None:
       raise UserError(f"{path}: no entry in 'images' for image_id {entry['image_id']}")
     unlisted = {s["category_id"] for s in entry["segments_info"]} - set(positions)
@@ -124,7 +135,7 @@ def scan(folder: epath.Path) -> Files:
       check_pairs(images, labels[name], folder / name)
   objects = None
   if "panoptic" in labels:
-    objects = read_panoptic_json(folder / "panoptic.json")
+    objects = list_objects(read_json(folder / "panoptic.json"), folder / "panoptic.json")
     check_pairs(images, objects, folder / "panoptic.json")
   numbers = all(stem.isdecimal() for stem in images)
   ids = {stem: int(stem) if numbers else i for i, stem in enumerate(images)}
@@ -157,7 +168,7 @@ class FileSource(Source):
     self._splits, self._spans = splits, spans
     kinds = [set(files.labels) for files in splits.values()]
     if any(k != kinds[0] for k in kinds):
-      raise UserError(f"{name}: the splits have different labels: {suggest('', set.union(*kinds))}")
+      raise UserError(f"{name}: the splits have different labels: {' / '.join(str(sorted(k)) for k in kinds)}")
     self._encoded = "image" in skip_decode
     image = tf.TensorSpec([], tf.string) if self._encoded else tf.TensorSpec([None, None, 3], tf.uint8)
     self.features = {"image": image, "image/id": tf.TensorSpec([], tf.int64),
@@ -218,7 +229,7 @@ class FileSource(Source):
 
 def image_size(path: epath.Path) -> tuple[int, int]:
   """(H, W) from the file's header."""
-  return _opened(path).size[::-1]
+  return _opened(path, pixels=False).size[::-1]
 
 
 def read_classes(path: epath.Path, dtype: np.dtype) -> np.ndarray:
@@ -226,7 +237,7 @@ def read_classes(path: epath.Path, dtype: np.dtype) -> np.ndarray:
   image = _opened(path)
   if image.mode not in ("L", "P", "1", "I", "I;16"):
     raise UserError(f"{path}: a label PNG needs one channel of class ids (grey or palette), not {image.mode}")
-  ids = _pixels(image, path)
+  ids = np.asarray(image)
   if ids.size and ids.max() > np.iinfo(dtype).max:
     raise UserError(f"{path}: class id {ids.max()} does not fit {np.dtype(dtype).name}; put such maps into labels/")
   return ids.astype(dtype)[..., None]
@@ -241,7 +252,7 @@ def read_depth(path: epath.Path) -> np.ndarray:
     image = _opened(path)
     if image.mode not in ("I", "I;16"):
       raise UserError(f"{path}: depth needs a 16-bit PNG in millimetres, not {image.mode}")
-    depth = _pixels(image, path) * MILLIMETRE
+    depth = np.asarray(image) * MILLIMETRE
   if depth.ndim == 3 and depth.shape[-1] == 1:
     depth = depth[..., 0]
   if depth.ndim != 2:
@@ -251,22 +262,18 @@ def read_depth(path: epath.Path) -> np.ndarray:
 
 def read_colors(path: epath.Path) -> np.ndarray:
   """uint8 (H, W, 3)."""
-  return _pixels(_opened(path).convert("RGB"), path)
+  return np.asarray(_opened(path).convert("RGB"))
 
 
-def _opened(path: epath.Path) -> Image.Image:
+def _opened(path: epath.Path, *, pixels: bool = True) -> Image.Image:
   try:
     with path.open("rb") as file:
       image = Image.open(file)
-      image.load()
+      if pixels:
+        image.load()
       return image
   except (UnidentifiedImageError, OSError, SyntaxError) as error:
     raise UserError(f"{path} is not an image that can be read: {error}") from error
-
-
-def _pixels(image: Image.Image, path: epath.Path) -> np.ndarray:
-  del path
-  return np.asarray(image)
 
 
 READERS = {

@@ -75,8 +75,10 @@ class ScenesSource(Source):
 
 
 def prepared_path(dataset: str, data_dir: str | None) -> epath.Path | None:
-  """Folder of the newest version that was written as TFDS under data_dir, or None: then it is rendered."""
-  scenes.parse_name(dataset)
+  """Folder of the newest version that was written as TFDS under data_dir, or None: then it is rendered.
+
+  A prepared config may have a size of its own ("scenes/full_96x128"), which the renderer's table does not list.
+  """
   if data_dir is None:
     return None
   config = dataset.partition("/")[2] or scenes.DEFAULT_CONFIG

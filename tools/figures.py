@@ -101,7 +101,8 @@ def class_color(number: int) -> tuple[float, float, float]:
   """Colour (r, g, b) in [0, 1] of a semantic value; 0 is void, dark grey."""
   if number <= 0:
     return VOID_COLOR
-  return colorsys.hsv_to_rgb((0.03 + number * _GOLDEN) % 1, (0.58, 0.78, 0.42)[number % 3], (0.92, 0.78, 0.86)[number % 3])
+  saturation, value = ((0.58, 0.92), (0.78, 0.78), (0.42, 0.86))[number % 3]
+  return colorsys.hsv_to_rgb((0.03 + number * _GOLDEN) % 1, saturation, value)
 
 
 def panoptic_image(semantics: np.ndarray, instances: np.ndarray) -> bytes:
@@ -136,7 +137,8 @@ def edges(labels: np.ndarray) -> np.ndarray:
   return found
 
 
-def code_image(words: np.ndarray, *, reference: np.ndarray | None = None, grid: tuple[int, int] | None = None) -> bytes:
+def code_image(words: np.ndarray, *, reference: np.ndarray | None = None,
+               grid: tuple[int, int] | None = None) -> bytes:
   """The words of a code as coloured tiles with their numbers, in reading order.
 
   Args:
@@ -154,7 +156,8 @@ def code_image(words: np.ndarray, *, reference: np.ndarray | None = None, grid: 
     x, y = place % columns * cell, place // columns * cell
     draw.rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), fill=_word_color(int(word), same))
     if cell >= 24:
-      draw.text((x + cell / 2, y + cell / 2), str(word), fill="#101010" if same else "#6d737a", anchor="mm", font_size=12)
+      draw.text((x + cell / 2, y + cell / 2), str(word), fill="#101010" if same else "#6d737a", anchor="mm",
+                font_size=12)
   return png(np.asarray(canvas))
 
 
@@ -173,7 +176,8 @@ def _word_color(word: int, same: bool) -> tuple[int, ...]:
 
 
 def curves(series: Mapping[str, Curve], *, xlabel: str = "step", ylabel: str = "", title: str = "", log: bool = False,
-           smooth: bool = False, markers: bool = False, ink: str = INK, size: tuple[float, float] = (5.2, 3.0)) -> bytes:
+           smooth: bool = False, markers: bool = False, ink: str = INK,
+           size: tuple[float, float] = (5.2, 3.0)) -> bytes:
   """Lines over a common axis.
 
   Args:

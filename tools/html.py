@@ -71,7 +71,7 @@ def image(picture: Picture) -> Html:
 
 
 def figure(picture: Picture, *, kind: str = "chart") -> Html:
-  """The picture with its caption; `kind` is "chart" or "tile"."""
+  """The picture with its caption; `kind` is "chart", "tile" or "bar"."""
   caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
   return Html(f'<figure class="{escape(kind)}">{image(picture)}{caption}</figure>')
 
@@ -127,7 +127,8 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | Non
   body = "".join(f'<tr{" class=apart" if i in apart else ""}>'
                  + "".join(_cell(row.get(key), bold=i in winners.get(key, ())) for key in columns) + "</tr>"
                  for i, row in enumerate(rows))
-  return Html(f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+  return Html(f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
+              f"<tbody>{body}</tbody></table></div>")
 
 
 def _winner(values: Sequence[tuple[int, Any]], goal: str) -> set[int]:
@@ -189,7 +190,8 @@ def write(path: str | os.PathLike, text: str, *, limit: int = MAX_BYTES) -> int:
 
 STYLE = """
 :root{color-scheme:light dark;--fg:#1f2328;--dim:#5c6570;--bg:#fbfbfa;--card:#fff;--line:#dfe3e8;--accent:#0072b2}
-@media(prefers-color-scheme:dark){:root{--fg:#dde3ea;--dim:#98a2ad;--bg:#14171b;--card:#1c2026;--line:#333a43;--accent:#6cb8ea}}
+@media(prefers-color-scheme:dark){
+:root{--fg:#dde3ea;--dim:#98a2ad;--bg:#14171b;--card:#1c2026;--line:#333a43;--accent:#6cb8ea}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1180px;margin:0 auto;padding:2.5rem 1.25rem 4rem}
@@ -203,7 +205,8 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .scroll{overflow-x:auto}
 table{border-collapse:collapse}
 .numbers{font-variant-numeric:tabular-nums;margin:.6rem 0 .8rem;min-width:60%}
-.numbers th{text-align:right;font-size:.84rem;color:var(--dim);font-weight:600;border-bottom:2px solid var(--line);padding:.3rem .7rem}
+.numbers th{text-align:right;font-size:.84rem;color:var(--dim);font-weight:600;padding:.3rem .7rem}
+.numbers th{border-bottom:2px solid var(--line)}
 .numbers td{border-bottom:1px solid var(--line);padding:.38rem .7rem}
 .numbers th:first-child,.numbers td:first-child{text-align:left;padding-left:0}
 .numbers .n{text-align:right}
@@ -223,6 +226,7 @@ figure{margin:0}
 .chip i{display:inline-block;width:.9em;height:.9em;border-radius:3px;margin-right:.35em;vertical-align:-.08em}
 details{margin:.4rem 0}
 summary{cursor:pointer;color:var(--accent)}
-pre{overflow-x:auto;font-size:.78rem;line-height:1.4;background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:.8rem;max-height:26rem}
+pre{overflow:auto;font-size:.78rem;line-height:1.4;max-height:26rem;padding:.8rem}
+pre{background:var(--bg);border:1px solid var(--line);border-radius:6px}
 @media print{section{break-inside:avoid}}
 """

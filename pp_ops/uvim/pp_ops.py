@@ -1,10 +1,12 @@
-"""Ops of UViM's tasks alone: the NYU depth protocol, and the two ends of the colour evaluation."""
+"""Ops of UViM's tasks: panoptic labels, the NYU depth protocol, and the two ends of the colour evaluation."""
 
 import tensorflow as tf
 
+from pp_ops import ops_labels
 from pp_ops.registry import Features, Op, features_op
 
-OPS: dict[str, Op] = {}
+# The listings name this module, not ops_labels, for their panoptic ops.
+OPS: dict[str, Op] = {name: ops_labels.OPS[name] for name in ("coco_panoptic", "make_canonical")}
 
 # UViM's crop of NYU frames. Its rows begin nine lower than the usual 45:471; the published 0.463 RMSE has these.
 NYU_SIZE = (480, 640)

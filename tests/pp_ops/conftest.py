@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import types
 import zipfile
 from unittest import mock
 
@@ -19,7 +20,8 @@ def picture(index: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
   rng = np.random.RandomState(index)
   h, w = SIZES[index % len(SIZES)]
   ids = np.zeros((h, w), np.int64)
-  numbers = rng.choice(np.arange(1, 2 ** 24), 4, replace=False)
+  numbers = np.unique(rng.randint(1, 2 ** 24, 4))
+  assert len(numbers) == 4
   boxes = [(0, 0, h // 2, w), (h // 2, 2, h - 3, w // 3), (5, 6, 20, 18), (h // 2, w // 2, h - 1, w - 2)]
   categories = [1 + 2 * int(c) for c in rng.choice(133, 4, replace=False)]
   for number, (top, left, bottom, right) in zip(numbers, boxes):
@@ -115,6 +117,13 @@ def prepare_nyu(raw: pathlib.Path, data_dir: pathlib.Path) -> None:
         file["rgb"], file["depth"] = image.transpose(2, 0, 1), depth
   with local_downloads(lambda _: str(raw), lambda path: path):
     tfds.builder("nyu_depth_v2", data_dir=data_dir).download_and_prepare()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> types.SimpleNamespace:
+  """The functions above that say what the files hold."""
+  return types.SimpleNamespace(picture=picture, class_map=class_map, millimetres=millimetres,
+                               write_pictures=write_pictures, panoptic_table=panoptic_table)
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,17 @@
 """Sources: what each kind of dataset gives for an index, and what it says about broken files."""
 
 import json
-import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pp_ops import pipeline, source, sources_scenes, sources_tfds
+from pp_ops import pipeline, scenes_builder, source, sources_scenes, sources_tfds
 from pp_ops.sources import open_source
 from uvim_like import scenes
 from uvim_like.errors import UserError
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))   # the pictures that conftest wrote
-import conftest as pictures  # noqa: E402
-
 
 # --- splits -------------------------------------------------------------------------------------------------------
 
@@ -71,10 +65,17 @@ def test_rendering_happens_once():
 
 
 def test_scenes_prepared_on_disk_are_read_from_there(tmp_path):
-  tfds.testing.DummyDataset(data_dir=tmp_path / "made").download_and_prepare()
-  shutil.copytree(tmp_path / "made" / "dummy_dataset" / "1.0.0", tmp_path / "scenes" / "tiny" / "1.0.0")
-  assert isinstance(open_source("scenes/tiny", "train", data_dir=str(tmp_path)), sources_tfds.TfdsSource)
-  assert isinstance(open_source("scenes/mini", "train", data_dir=str(tmp_path)), sources_scenes.ScenesSource)
+  scenes_builder.builder("mini", data_dir=str(tmp_path), counts={"train": 3}).download_and_prepare()
+  scenes_builder.builder("mini", data_dir=str(tmp_path), size=(24, 40), counts={"train": 1}).download_and_prepare()
+  read, made = open_source("scenes/mini", "train", data_dir=str(tmp_path)), open_source("scenes/mini", "train")
+  assert isinstance(read, sources_tfds.TfdsSource) and isinstance(made, sources_scenes.ScenesSource) and len(read) == 3
+  assert {k: v.dtype for k, v in read.features.items()} == {k: v.dtype for k, v in made.features.items()}
+  for i in (2, 0):
+    got, want = read[i], made[i]
+    for key in want:
+      np.testing.assert_array_equal(got[key], want[key], err_msg=key)
+  assert open_source("scenes/mini_24x40", "train", data_dir=str(tmp_path))[0]["image"].shape == (24, 40, 3)
+  assert isinstance(open_source("scenes/tiny", "train", data_dir=str(tmp_path)), sources_scenes.ScenesSource)
 
 
 # --- TFDS ---------------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_coco_json_split_names(coco_dir):
     open_source(f"coco_json:{coco_dir}", "val2018")
 
 
-def test_folder_pairs_by_name_and_reads_palettes_and_millimetres(folder):
+def test_folder_pairs_by_name_and_reads_palettes_and_millimetres(folder, pictures):
   split = open_source("folder", "train", data_dir=str(folder))
   assert len(split) == 5 and split.example_id(4) == "street_4"
   for i in range(5):
@@ -166,7 +167,7 @@ def test_folder_pairs_by_name_and_reads_palettes_and_millimetres(folder):
   np.testing.assert_array_equal(split[0]["image"], pictures.picture(0)[0])
 
 
-def test_folder_with_splits_and_panoptic(tmp_path):
+def test_folder_with_splits_and_panoptic(tmp_path, pictures):
   for name, indices in (("train", range(3)), ("test", range(3, 5))):
     root = tmp_path / name
     pictures.write_pictures(indices, root / "images", root / "panoptic")

@@ -7,8 +7,6 @@ one-hot floats are 234 MiB an image, the labels 2 MiB.
 import jax
 import jax.numpy as jnp
 
-from uvim_like.ops.loops import scan
-
 Array = jax.Array
 
 
@@ -49,5 +47,5 @@ def embed_by_gather(labels: Array, kernel: Array) -> Array:
     return total + jnp.take(table, index, axis=0, mode="fill", fill_value=0), None
 
   start = jnp.zeros((*labels.shape[:2], width), jnp.float32)
-  total, _ = scan(jax.checkpoint(add_pixel), start, rows)
+  total, _ = jax.lax.scan(jax.checkpoint(add_pixel), start, rows)
   return total.astype(kernel.dtype)

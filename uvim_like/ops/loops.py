@@ -1,4 +1,7 @@
-"""`jax.lax.scan` that can be written out: XLA's cost analysis counts the body of a loop once, however often it runs."""
+"""`jax.lax.scan` that can be written out: XLA's cost analysis counts the body of a loop once, however often it runs.
+
+For loops with matrix products; a loop of additions, as in `embed`, adds less than a hundredth to a count.
+"""
 
 import contextlib
 import contextvars

@@ -143,6 +143,7 @@ def _nearest(world, direction, candidates):
   """Depth, primitive (or -1) and face of the room for every ray."""
   with np.errstate(divide="ignore", invalid="ignore"):
     wall = np.where(direction > 0, world.room - world.camera.position, -world.camera.position) / direction
+  wall[direction == 0] = np.inf  # parallel to both walls of that axis
   axis = wall.argmin(1)
   rows = np.arange(len(direction))
   depth = wall[rows, axis].astype(np.float32)

@@ -1,0 +1,143 @@
+"""`python -m tools.demo --out=demo`: both stages of UViM on generated scenes, and one page that shows the result.
+
+Renders rooms, trains stage I, a per-pixel regression of the same size and stage II, evaluates all of them on the same
+validation images and writes `report.html`. About a quarter of an hour on two CPU cores; what is finished is not done
+again.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from uvim_like import config as configs
+from uvim_like.errors import UserError
+from uvim_like.evaluators import nyu_depth
+from uvim_like.training import batches
+
+IMAGES = {"train": 12_000, "validation": 400}
+METRICS = ("RMSE", "abs_RE", "delta1")
+
+
+class Training(NamedTuple):
+  """One training of the demo: name of its workdir, title in the table, config and overrides."""
+  name: str
+  title: str
+  config: str
+  overrides: tuple[str, ...] = ()
+
+
+def trainings(out: pathlib.Path) -> list[Training]:
+  """The demo's three trainings, in order."""
+  return [
+      Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py"),
+      Training("regression", "per-pixel regression by the same base model", "configs/uvim/depth_regression.py"),
+      Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
+               (f"oracle.model_init={out / 'stage1'}",)),
+  ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the demo; UserError is one line and exit status 2."""
+  parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--out", default="demo", help="folder for data, workdirs and report.html")
+  parser.add_argument("--steps", type=int, default=None, help="steps of every training, to try the demo in a minute")
+  parser.add_argument("--images", type=int, default=IMAGES["train"], help="number of training images")
+  parser.add_argument("--workers", type=int, default=2, help="processes that render")
+  options = parser.parse_args(argv)
+  try:
+    run(pathlib.Path(options.out), steps=options.steps, images=options.images, workers=options.workers)
+  except UserError as error:
+    print(f"demo: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def run(out: pathlib.Path, *, steps: int | None, images: int, workers: int) -> None:
+  """Data, trainings, table, page."""
+  began = time.perf_counter()
+  data = out / "data"
+  if not all((data / f"{split}.npz").exists() for split in IMAGES):
+    command("tools.make_data", "scenes", f"--out={data}", "--format=npz", "--config=mini", "--task=depth",
+            f"--num=train:{images},validation:{IMAGES['validation']}", f"--workers={workers}")
+  rows = [constant_map_row(data)]
+  for training in trainings(out):
+    train(training, out, data, steps=steps)
+    rows.append(table_row(training, out))
+  (out / "table.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
+  workdirs = ",".join(str(out / training.name) for training in trainings(out))
+  command("tools.report", f"--workdir={workdirs}", f"--table={out / 'table.json'}", f"--out={out / 'report.html'}")
+  print(table_text(rows))
+  print(f"{(time.perf_counter() - began) / 60:.1f} minutes; open {out / 'report.html'}")
+
+
+def command(module: str, *words: str) -> None:
+  """Runs one of the project's commands as a person would; UserError when it fails."""
+  print(f"\n$ python -m {module} {' '.join(words)}", flush=True)
+  status = subprocess.run([sys.executable, "-m", module, *words], check=False).returncode
+  if status:
+    raise UserError(f"'python -m {module}' ended with status {status}; its message stands above")
+
+
+def train(training: Training, out: pathlib.Path, data: pathlib.Path, *, steps: int | None) -> None:
+  """Runs one training of the demo on the rendered examples."""
+  overrides = ["dataset=npz", f"data_dir={data}", "pp_train=flip_lr", *training.overrides]
+  if steps:
+    overrides += [f"total_steps={steps}", f"schedule.warmup_steps={max(1, steps // 10)}"]
+  command("train", f"--config={training.config}:scenes,runlocal", f"--workdir={out / training.name}",
+          *(f"--config.{override}" for override in overrides))
+
+
+def table_row(training: Training, out: pathlib.Path) -> dict:
+  """The last evaluation of a training and the minutes it took."""
+  lines = [json.loads(line) for line in (out / training.name / "metrics.jsonl").read_text().splitlines()]
+  last = next(line for line in reversed(lines) if "nyu_depth/RMSE" in line)
+  steps = [line for line in lines if "step_seconds" in line]
+  config = configs.from_json((out / training.name / "config.json").read_text(encoding="utf-8"))
+  seconds = float(np.median([line["step_seconds"] for line in steps])) * config.total_steps
+  return {"name": training.title, **{m: last[f"nyu_depth/{m}"] for m in METRICS}, "minutes": seconds / 60}
+
+
+def constant_map_row(data: pathlib.Path) -> dict:
+  """The best that can be said without looking: at each pixel the mean depth of the training images."""
+  began = time.perf_counter()
+  train_set = batches.load_split(dataset="npz", split="train", data_dir=data)
+  with np.load(data / "validation.npz") as arrays:
+    truths = arrays["depth"].astype(np.float32)
+  mean = mean_map(train_set.inputs["labels"][..., 0])
+  metric = nyu_depth.make(preset="plain")
+  stats = metric.init()
+  for truth in truths:
+    stats = metric.update(stats, {"depth": mean}, {"depth": truth})
+  values = metric.compute(stats)
+  return {"name": "constant map: mean depth at each pixel", **{m: values[m] for m in METRICS},
+          "minutes": (time.perf_counter() - began) / 60}
+
+
+def mean_map(depth: np.ndarray) -> np.ndarray:
+  """(H, W) mean over images (n, H, W) metres of what was measured (above 0)."""
+  total, count = np.zeros(depth.shape[1:]), np.zeros(depth.shape[1:])
+  for image in depth:
+    measured = image > 0
+    total += np.where(measured, image, 0)
+    count += measured
+  return (total / np.maximum(count, 1)).astype(np.float32)
+
+
+def table_text(rows: Sequence[dict]) -> str:
+  """The table as text, with each RMSE as a share of the first row's."""
+  head = f"{'':50} {'RMSE m':>8} {'of map':>7} {'AbsRel':>7} {'delta1':>7} {'minutes':>8}"
+  lines = [f"{row['name']:50} {row['RMSE']:8.3f} {row['RMSE'] / rows[0]['RMSE']:7.2f} {row['abs_RE']:7.3f} "
+           f"{row['delta1']:7.3f} {row['minutes']:8.1f}" for row in rows]
+  return "\n".join(["", head, *lines])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

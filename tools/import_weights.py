@@ -1,0 +1,189 @@
+"""Foreign weights to ours: `python -m tools.import_weights --from=big_vision --src=S --config=C --out=O`."""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uvim_like import config as configs
+from uvim_like import names, trees, weights
+from uvim_like.config_schema import task_of
+from uvim_like.errors import UserError, unknown
+from uvim_like.systems.base import System, Vars
+from uvim_like.systems.fields import build
+from uvim_like.systems.uvim import lm, pretrained
+from uvim_like.tasks.base import bind
+
+FORMATS = ("big_vision",)
+PARTS = ("all", "encoder", "base_model")
+
+
+class _Parser(argparse.ArgumentParser):
+  """Reports mistakes as UserError, so that they end like all others: one line."""
+
+  def error(self, message):
+    raise UserError(message)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+  """Flags, checked, and the config with its overrides.
+
+  Raises:
+    UserError: naming the flag and the nearest valid value.
+  """
+  spec, overrides, rest = configs.split_argv(argv)
+  parser = _Parser(prog="python -m tools.import_weights", description=__doc__, allow_abbrev=False,
+                   epilog="--config=FILE.py[:arguments] and --config.key=value say which model the weights are for.")
+  parser.add_argument("--from", dest="format", required=True, help=f"whose layout: {', '.join(FORMATS)}")
+  parser.add_argument("--src", required=True, help=".npz file, workdir or published name")
+  parser.add_argument("--out", required=True, help=".npz file to write")
+  parser.add_argument("--dont_load", default="", help="regexes of names that keep their initial value, with commas")
+  parser.add_argument("--part", default="all", help="what the source is: all, or, for a language model, encoder "
+                      "(a ViT) or base_model (a stage I); the rest keeps its initial value")
+  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+  flags = parser.parse_args(rest)
+  for value, choices, flag in ((flags.format, FORMATS, "--from"), (flags.part, PARTS, "--part")):
+    if value not in choices:
+      raise unknown("value", value, choices, where=flag)
+  if spec is None:
+    raise UserError("--config is missing: --config=configs/uvim/panoptic_stage2.py")
+  if not flags.out.endswith(".npz"):
+    raise UserError(f"--out: '{flags.out}' is no .npz file name; did you mean '{flags.out.rstrip('/')}.npz'?")
+  flags.dont_load = [pattern for pattern in flags.dont_load.split(",") if pattern]
+  return flags, configs.load_file(spec, overrides)
+
+
+def batch_spec(config: Mapping[str, Any], batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a training batch of a config, without its data: image, labels and, with an oracle, image_ctx.
+
+  Args:
+    config: has model.input_size, a task, and, in stage II, oracle.model.input_size (the labels' size there).
+    batch_size: B.
+  """
+  size = tuple(config["model"]["input_size"])
+  oracle = config.get("oracle")
+  label_size = tuple(oracle["model"]["input_size"]) if oracle else size
+  labels = bind(task_of(config), config).labels
+  spec = {"image": jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32),
+          "labels": jax.ShapeDtypeStruct((batch_size, *label_size, *labels.shape), labels.dtype)}
+  if oracle:
+    spec["image_ctx"] = jax.ShapeDtypeStruct((batch_size, *label_size, 3), jnp.float32)
+  return spec
+
+
+def make_system(config: Mapping[str, Any]) -> System:
+  """The config's system, its frozen stage left in shapes: nothing but the imported weights is read."""
+  config = dict(config)
+  if config.get("oracle"):
+    config["oracle"] = config["oracle"] | {"model_init": None}
+  module = names.load("uvim_like.systems", config["model_name"], where="config.model_name", needs="make")
+  return module.make(config)
+
+
+def fit(source: str, config: Mapping[str, Any], *, part: str = "all",
+        dont_load: Sequence[str] = ()) -> tuple[System, dict[str, Any], weights.Report, list[str]]:
+  """Reads a source under the names of the config's model and compares the two, in shapes only.
+
+  Args:
+    source: see `weights.locate`.
+    config: plain, checked.
+    part: one of `PARTS`.
+    dont_load: patterns of full names that keep their initial value.
+
+  Returns:
+    The system, the loaded {"params", "state"}, the report, and all patterns that keep initial values.
+
+  Raises:
+    UserError: no such source, a part that the system has not, a pattern that matches nothing.
+  """
+  system = make_system(config)
+  shapes = as_tree(jax.eval_shape(system.init, jax.random.key(0), batch_spec(config)))
+  loaded = weights.load(source, where="--src")
+  if part == "all":
+    keep = full_patterns(dont_load, shapes, loaded)
+    return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
+  if config["model_name"].removeprefix("proj.") != "uvim.lm":
+    raise UserError(f"--part={part}: only the language model (uvim.lm) is put together from parts, config.model_name is "
+                    f"'{config['model_name']}'; use --part=all")
+  model = build(lm.Model, config["model"], config, where="config.model")
+  loaded = {"params": pretrained.lm_params(loaded["params"], kind=part, model=model, where=f"--src={source}")}
+  keep = full_patterns([*pretrained.kept_patterns(shapes["params"], part), *dont_load], shapes, loaded)
+  return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
+
+
+def full_patterns(patterns: Sequence[str], *variables: Mapping[str, Any]) -> list[str]:
+  """Patterns of parameters' names, as configs write them, under "params/" where only so they match anything."""
+  known = [name for tree in variables for name, _ in trees.flatten_names(tree)]
+
+  def matches(pattern):
+    try:
+      return any(re.fullmatch(pattern, name) for name in known)
+    except re.error:  # named by `weights.compare`
+      return False
+
+  return [f"params/(?:{pattern})" if not matches(pattern) and matches(f"params/(?:{pattern})") else pattern
+          for pattern in patterns]
+
+
+def as_tree(variables: Vars) -> dict[str, Any]:
+  """{"params": …, "state": …}: the names in files."""
+  return {"params": variables.params, "state": variables.state}
+
+
+def initial(system: System, config: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+  """The shapes of all variables, and, under the names in `kept`, the values that the config's seed gives them.
+
+  Only those are computed: a large model fits in memory once, as it comes from the file.
+  """
+  spec = batch_spec(config)
+
+  def values(key, batch):
+    return {name: leaf for name, leaf in trees.flatten_names(as_tree(system.init(key, batch))) if name in kept}
+
+  key = jax.random.key(config.get("seed") or 0)
+  shapes = as_tree(jax.eval_shape(system.init, key, spec))
+  if not kept:
+    return shapes
+  zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in spec.items()}
+  fresh = jax.device_get(jax.jit(values)(key, zeros))
+  return trees.map_names(lambda name, leaf: fresh.get(name, leaf), shapes)
+
+
+def run(flags: argparse.Namespace, config: Any) -> None:
+  """Fits, prints the report, writes the file.
+
+  Raises:
+    UserError: see `fit`; weights that do not fit, in which case nothing is written.
+  """
+  configs.check(config)
+  config = configs.plain(config)
+  system, loaded, report, keep = fit(flags.src, config, part=flags.part, dont_load=flags.dont_load)
+  print(report.text())
+  if not report.fits:
+    raise UserError(f"{flags.src}: does not fit the model of the config: {report.line()}; nothing is written "
+                    "(--dont_load=REGEX,… leaves names at their initial value)")
+  merged, _ = weights.merge(initial(system, config, report.kept), loaded, keep, where=flags.src)
+  weights.save_npz(pathlib.Path(flags.out), merged)
+  print(f"wrote {flags.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns the exit code: 0, or 2 after a person's mistake, shown as one line."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    run(*parse(argv))
+  except UserError as error:
+    if "--debug" in argv:
+      raise
+    print(f"import_weights: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
