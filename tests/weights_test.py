@@ -224,7 +224,8 @@ def test_merge_into_shapes_leaves_nothing_without_value():
 def test_merge_renumbers_where_the_model_says_so():
   block = {"LayerNorm_0": {"s": 0.}, "MultiHead_0": {"s": 1.}, "LayerNorm_1": {"s": 2.}, "Mlp_0": {"s": 3.}}
   as_arrays = functools.partial(jax.tree.map, np.float32)
-  init = as_arrays({"tower": {"block_0": block, "block_1": block}, "head_class_7": {"s": 8.}, "head_class_9": {"s": 9.}})
+  init = as_arrays({"tower": {"block_0": block, "block_1": block}, "head_class_7": {"s": 8.},
+                    "head_class_9": {"s": 9.}})
   old = {"LayerNorm_0": {"s": 0.}, "MultiHead_1": {"s": 1.}, "LayerNorm_2": {"s": 2.}, "Mlp_3": {"s": 3.}}
   loaded = as_arrays({"tower": {"block_9": old, "block_10": jax.tree.map(lambda x: x + 10, old)},
                       "head_class_7": {"s": 80.}, "head_class_9": {"s": 90.}})

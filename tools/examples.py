@@ -108,7 +108,7 @@ def examples_of(workdir: str | os.PathLike, count: int = MEASURED) -> Examples:
       kind, family, (config.dataset, config.get("data_dir"), config.val_split, host["image"].shape[1:3]), host["image"],
       as_outputs(host["labels"], family), predicted,
       samples=run(temperature=1.0, num_samples=SAMPLES)[0] if kind == STAGE_II else {},
-      corrupted=corrupted(run, predicted) if kind == STAGE_I else {},
+      corrupted=corrupted(config, variables, batch, key) if kind == STAGE_I else {},
       words=words_of(config, system, variables, batch, key) if kind == STAGE_II else {}, grid=_grid(config, kind),
       word_use=word_use(system, variables, batch, key) if kind == STAGE_I else None, seconds=seconds)
 
@@ -156,10 +156,27 @@ def _predict(system: System, variables: Vars, batch: Mapping[str, np.ndarray], k
   return {name: np.asarray(x) for name, x in outputs.items()}, seconds
 
 
-def corrupted(run: Any, clean: Outputs) -> dict[tuple[str, float], Outputs]:
-  """The masked-code experiment of the paper's appendix B: every corruption at every fraction; none at fraction 0."""
-  return {(mode, fraction): run(corrupt=mode, fraction=fraction)[0] if fraction else clean
-          for mode in CORRUPTIONS for fraction in FRACTIONS}
+def corrupted(config: Any, variables: Vars, batch: Mapping[str, np.ndarray],
+              key: jax.Array) -> dict[tuple[str, float], Outputs]:
+  """The masked-code experiment of the paper's appendix B: every corruption at every fraction, 0 the code itself.
+
+  The same as stage I's `predict` with `corrupt` and `fraction`, which would compile anew for each of them.
+  """
+  model, task = vit.make_model(config.model, config, where="config.model"), bind(config.task, config)
+
+  def encode(variables, batch):
+    planes = task.to_planes(batch["labels"], patch=model.patch_size, spec=model.inputs)
+    code = vit.apply(model, variables, planes, vit.context(batch), method="encode").quantized
+    return code, vit.apply(model, variables, method="words")
+
+  decode = jax.jit(functools.partial(vit.decode, model=model, task=task))
+  code, words = jax.jit(encode)(variables, batch)
+  made = {}
+  for mode in CORRUPTIONS:
+    for fraction in FRACTIONS:
+      vectors = vit.corrupt_code(key, code, words, mode=mode, fraction=fraction)
+      made[mode, fraction] = {name: np.asarray(x) for name, x in decode(variables, vectors, vit.context(batch)).items()}
+  return made
 
 
 def words_of(config: Any, system: System, variables: Vars, batch: Mapping[str, np.ndarray], key: jax.Array) -> Outputs:

@@ -265,6 +265,7 @@ def _axes(size: tuple[float, float], ink: str):
 
 def _chart(figure: Figure) -> bytes:
   buffer = io.BytesIO()
+  figure.set_dpi(150)
   FigureCanvasAgg(figure).print_png(buffer)
   return buffer.getvalue()
 

@@ -26,11 +26,13 @@ class Picture(NamedTuple):
     alt: what it shows, in words.
     caption: a short line below it.
     dark: the file for a dark page, where it differs.
+    sharp: enlarge by repeating pixels; False for pictures with text.
   """
   png: bytes
   alt: str
   caption: str = ""
   dark: bytes | None = None
+  sharp: bool = True
 
 
 class Section(NamedTuple):
@@ -70,15 +72,15 @@ def image(picture: Picture) -> Html:
   return Html(f"<picture>{dark}{plain}</picture>")
 
 
-def figure(picture: Picture, *, kind: str = "chart") -> Html:
-  """The picture with its caption; `kind` is "chart", "tile" or "bar"."""
+def figure(picture: Picture, *, kind: str) -> Html:
+  """The picture with its caption; `kind` (a class of STYLE) is "chart", "tile", "tile code" or "bar"."""
   caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
   return Html(f'<figure class="{escape(kind)}">{image(picture)}{caption}</figure>')
 
 
 def charts(pictures: Sequence[Picture]) -> Html:
   """Charts next to each other, as many as fit."""
-  return Html('<div class="charts">' + "".join(figure(picture) for picture in pictures) + "</div>")
+  return Html('<div class="charts">' + "".join(figure(picture, kind="chart") for picture in pictures) + "</div>")
 
 
 def picture_rows(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture | None]]]) -> Html:
@@ -91,10 +93,15 @@ def picture_rows(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Pictur
   head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
   body = "".join(
       f'<tr><th scope="row">{escape(label)}</th>'
-      + "".join(f"<td>{figure(cell, kind='tile') if cell else ''}</td>" for cell in cells) + "</tr>"
+      + "".join(f"<td>{tile(cell) if cell else ''}</td>" for cell in cells) + "</tr>"
       for label, cells in rows)
   return Html(f'<div class="scroll"><table class="pictures"><thead><tr><td></td>{head}</tr></thead>'
               f"<tbody>{body}</tbody></table></div>")
+
+
+def tile(picture: Picture) -> Html:
+  """A picture in a row of pictures."""
+  return figure(picture, kind="tile" if picture.sharp else "tile code")
 
 
 def number(value: Any) -> str:
@@ -107,11 +114,12 @@ def number(value: Any) -> str:
     return str(value)
   if isinstance(value, int) or abs(value) >= 1000:
     return f"{value:,.0f}"
-  return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+  return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None,
-          best: Mapping[str, str] | None = None, apart: Collection[int] = ()) -> Html:
+          best: Mapping[str, str] | None = None, apart: Collection[int] = (),
+          formats: Mapping[str, str] | None = None) -> Html:
   """Rows of named values; numbers to the right, the best of a column in bold.
 
   Args:
@@ -119,13 +127,15 @@ def table(rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | Non
     columns: {column: head} in order; by default all columns of all rows as they come.
     best: {column: "min" or "max"}.
     apart: positions of rows that stand outside the comparison: never bold, and set in grey.
+    formats: {column: format of its finite numbers, e.g. ".1f"}; by default see `number`.
   """
   columns = columns or {key: key for row in rows for key in row}
   winners = {key: _winner([(i, row.get(key)) for i, row in enumerate(rows) if i not in apart], goal)
              for key, goal in (best or {}).items()}
   head = "".join(f'<th scope="col">{escape(text)}</th>' for text in columns.values())
   body = "".join(f'<tr{" class=apart" if i in apart else ""}>'
-                 + "".join(_cell(row.get(key), bold=i in winners.get(key, ())) for key in columns) + "</tr>"
+                 + "".join(_cell(row.get(key), (formats or {}).get(key), bold=i in winners.get(key, ()))
+                           for key in columns) + "</tr>"
                  for i, row in enumerate(rows))
   return Html(f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
               f"<tbody>{body}</tbody></table></div>")
@@ -140,9 +150,9 @@ def _winner(values: Sequence[tuple[int, Any]], goal: str) -> set[int]:
   return {i for i, v in finite if v == target}
 
 
-def _cell(value: Any, *, bold: bool) -> str:
+def _cell(value: Any, form: str | None, *, bold: bool) -> str:
   is_number = value is None or isinstance(value, (int, float))
-  text = escape(number(value))
+  text = escape(format(value, form) if form and is_number and value is not None else number(value))
   return f'<td{" class=n" if is_number else ""}>{f"<b>{text}</b>" if bold else text}</td>'
 
 
@@ -210,13 +220,15 @@ table{border-collapse:collapse}
 .numbers td{border-bottom:1px solid var(--line);padding:.38rem .7rem}
 .numbers th:first-child,.numbers td:first-child{text-align:left;padding-left:0}
 .numbers .n{text-align:right}
+.numbers td:first-child{white-space:nowrap}
 .numbers b{color:var(--accent)}
 .apart td{color:var(--dim);font-style:italic}
-.pictures th{font-size:.82rem;font-weight:600;color:var(--dim);padding:.2rem .35rem;vertical-align:bottom}
-.pictures tbody th{text-align:right;vertical-align:middle;font-weight:400;min-width:4.5rem;max-width:8rem}
+.pictures th{font-size:.8rem;font-weight:600;color:var(--dim);padding:.2rem .35rem;vertical-align:bottom}
+.pictures tbody th{text-align:right;vertical-align:middle;font-weight:400;max-width:6rem}
 .pictures td{padding:.2rem;vertical-align:top}
 figure{margin:0}
-.tile img{display:block;width:132px;height:auto;image-rendering:pixelated;border-radius:4px}
+.tile img{display:block;width:120px;height:auto;image-rendering:pixelated;border-radius:4px}
+.code img{image-rendering:auto;width:144px}
 .tile figcaption{font-size:.76rem;color:var(--dim);text-align:center;font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem;margin:.6rem 0}
 .chart img{display:block;width:100%;max-width:36rem;height:auto}

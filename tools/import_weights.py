@@ -108,10 +108,11 @@ def fit(source: str, config: Mapping[str, Any], *, part: str = "all",
     keep = full_patterns(dont_load, shapes, loaded)
     return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
   if config["model_name"].removeprefix("proj.") != "uvim.lm":
-    raise UserError(f"--part={part}: only the language model (uvim.lm) is put together from parts, config.model_name is "
+    raise UserError(f"--part={part}: only the language model (uvim.lm) is made of parts, config.model_name is "
                     f"'{config['model_name']}'; use --part=all")
   model = build(lm.Model, config["model"], config, where="config.model")
-  loaded = {"params": pretrained.lm_params(loaded["params"], kind=part, model=model, where=f"--src={source}")}
+  params = pretrained.lm_params(loaded["params"], kind=part, model=model, where=f"--src={source}")
+  loaded = {"params": params}
   keep = full_patterns([*pretrained.kept_patterns(shapes["params"], part), *dont_load], shapes, loaded)
   return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
 

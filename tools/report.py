@@ -157,6 +157,7 @@ def results_table(rows: Sequence[Row], goals: Mapping[str, str] = runs.HEADLINES
   tail = {key: head for key, head in TAIL.items() if any(row.get(key) is not None for row in rows)}
   return html.table(rows, columns={"name": "model", **metrics, **tail},
                     best={key: goals[key] for key in metrics if key in goals},
+                    formats={"minutes": ".1f", "milliseconds": ".1f"},
                     apart=[i for i, row in enumerate(rows) if row.get("kind") == STAGE_I])
 
 

@@ -57,8 +57,8 @@ def predictions(found: Sequence[Seen], *, rows: int, wanted: int) -> list[Sectio
   groups: dict[tuple, list[Seen]] = {}
   for seen in sorted(found, key=lambda seen: runs.rank_of_pictures(seen.run.kind)):
     groups.setdefault((seen.examples.family, *seen.examples.data), []).append(seen)
-  return [_predictions(family, dataset, members, rows=rows, wanted=wanted)
-          for (family, dataset, *_), members in groups.items()]
+  return [_predictions(family, f"{dataset} ({place})" if place else dataset, members, rows=rows, wanted=wanted)
+          for (family, dataset, place, *_), members in groups.items()]
 
 
 def _predictions(family: str, dataset: str, members: Sequence[Seen], *, rows: int, wanted: int) -> Section:
@@ -92,7 +92,7 @@ def picture_row(family: str, base: Examples, i: int, columns: Sequence[Column]) 
     error = float(examples.errors(family, _rows(outputs, i), _rows(base.truth, i))[0])
     caption = "–" if np.isnan(error) else f"{error:.2f}{UNITS[family]}"
     cells.append(Picture(draw(family, outputs, base.truth, i), f"{family} of image {i + 1} by {head}", caption))
-  return _scale(base.truth["depth"][i]) if family == "depth" else f"{i + 1}", cells
+  return scale_text(base.truth["depth"][i]) if family == "depth" else f"{i + 1}", cells
 
 
 def _given(family: str, base: Examples, i: int) -> list[Picture]:
@@ -115,9 +115,10 @@ def draw(family: str, outputs: Mapping[str, np.ndarray], truth: Mapping[str, np.
   return figures.color_image(outputs["color"][i])
 
 
-def _scale(depth: np.ndarray) -> str:
+def scale_text(depth: np.ndarray) -> str:
+  """The range of a depth map, e.g. "1.2–4.8 m", in one line."""
   low, high = figures.depth_range(depth)
-  return f"{low:.1f}–{high:.1f} m"
+  return f"{low:.1f}–{high:.1f}\N{NO-BREAK SPACE}m"
 
 
 def _legend(family: str, run: Run, base: Examples, shown: int) -> list[Html]:
@@ -202,8 +203,10 @@ def code_rows(base: Examples, count: int) -> Html:
   alike = (oracle == written).sum(axis=1)
   rows = [(f"{i + 1}", [
       *_given(base.family, base, i),
-      Picture(figures.code_image(oracle[i], grid=base.grid), "words of the oracle: " + " ".join(map(str, oracle[i]))),
+      Picture(figures.code_image(oracle[i], grid=base.grid), "words of the oracle: " + " ".join(map(str, oracle[i])),
+              sharp=False),
       Picture(figures.code_image(written[i], reference=oracle[i], grid=base.grid),
-              "words of stage II: " + " ".join(map(str, written[i])), f"{alike[i]} of {oracle.shape[1]} agree")])
+              "words of stage II: " + " ".join(map(str, written[i])), f"{alike[i]} of {oracle.shape[1]} agree",
+              sharp=False)])
           for i in range(min(count, len(oracle)))]
   return html.picture_rows(["image", "truth", "the oracle's words", "stage II's words"], rows)

@@ -75,7 +75,7 @@ SCHEMA: dict[str, Key] = {
     "log_eval_steps": Key(COUNT, 1000, "steps between validation losses"),
     "checkpoint_steps": Key(COUNT, 1000, "steps between checkpoints"),
     "keep_checkpoint_steps": Key(COUNT, None, "checkpoints at multiples of this stay for good"),
-    "keep_last_checkpoints": Key(COUNT, 1, "newest checkpoints that stay"),
+    "keep_last_checkpoints": Key(COUNT, 2, "newest checkpoints that stay: the last, and one to fall back to"),
     "model_name": Key(TEXT, REQUIRED, "the system: a module of uvim_like/systems"),
     "model": Key(BLOCK, REQUIRED, "fields of the network"),
     "model_init": Key(MODEL_INIT, None, "weights to start from: a file, or {part: source}"),

@@ -80,7 +80,8 @@ def test_old_layouts(files, tmp_path, capsys):
     old["/".join(parts)] = array
   np.savez(tmp_path / "old.npz", **old, **{"opt/state/step": np.ones(1), "chrono/epoch": np.ones(())})
   assert run(files, tmp_path / "old.npz", 1, tmp_path / "out.npz") == 0
-  assert "params/encoder/encoderblock_0/MlpBlock_3 -> params/encoder/encoderblock_0/MlpBlock_0" in capsys.readouterr().out
+  block = "params/encoder/encoderblock_0"
+  assert f"{block}/MlpBlock_3 -> {block}/MlpBlock_0" in capsys.readouterr().out
   loaded, want = weights.load(tmp_path / "out.npz"), weights.load(files / "stage1.npz")
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2 ** -8), loaded, want)
   same(loaded["state"], want["state"])
@@ -140,7 +141,8 @@ def test_parts_of_a_language_model(files, tmp_path, capsys):
   assert run(files, tmp_path / "lm.npz", 2, tmp_path / "again.npz") == 0
   same(weights.load(tmp_path / "again.npz"), weights.load(tmp_path / "lm.npz"))
   assert run(files, files / "stage1.npz", 2, tmp_path / "base.npz", "--part=base_model") == 0
-  same(weights.load(tmp_path / "base.npz")["params"]["encoder"], weights.load(files / "stage1.npz")["params"]["decoder"])
+  base = weights.load(files / "stage1.npz")["params"]
+  same(weights.load(tmp_path / "base.npz")["params"]["encoder"], base["decoder"])
 
 
 @pytest.mark.parametrize("flags, message", [

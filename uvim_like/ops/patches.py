@@ -1,7 +1,9 @@
-"""Images as tokens: cut pixel maps into patches and put them back."""
+"""Images as tokens: cut pixel maps into patches and put them back.
+
+Plain reshapes: einops asks every framework named in `sys.modules`, and fails where TensorFlow is blocked there.
+"""
 
 import jax
-from einops import rearrange
 
 Array = jax.Array
 
@@ -19,15 +21,18 @@ def to_patches(x: Array, patch: tuple[int, int]) -> Array:
     patch: (ph, pw) pixels.
   """
   ph, pw = patch
-  if x.ndim == 3:
-    return rearrange(x, "b (gh ph) (gw pw) -> b (gh gw) (ph pw)", ph=ph, pw=pw)
-  return rearrange(x, "b (gh ph) (gw pw) c -> b (gh gw) c (ph pw)", ph=ph, pw=pw)
+  batch, height, width, *channels = x.shape
+  gh, gw = grid_of((height, width), patch)
+  x = x.reshape(batch, gh, ph, gw, pw, *channels).swapaxes(2, 3)  # (B, gh, gw, ph, pw[, C])
+  x = x.reshape(batch, gh * gw, ph * pw, *channels)
+  return x.swapaxes(2, 3) if channels else x
 
 
 def from_patches(x: Array, grid: tuple[int, int], patch: tuple[int, int]) -> Array:
   """The inverse of `to_patches`: (B, N, P) -> (B, H, W), (B, N, C, P) -> (B, H, W, C)."""
-  gh, gw = grid
-  ph, pw = patch
-  if x.ndim == 3:
-    return rearrange(x, "b (gh gw) (ph pw) -> b (gh ph) (gw pw)", gh=gh, gw=gw, ph=ph, pw=pw)
-  return rearrange(x, "b (gh gw) c (ph pw) -> b (gh ph) (gw pw) c", gh=gh, gw=gw, ph=ph, pw=pw)
+  (gh, gw), (ph, pw) = grid, patch
+  if x.ndim == 4:
+    x = x.swapaxes(2, 3)  # (B, N, P, C)
+  batch, _, _, *channels = x.shape
+  x = x.reshape(batch, gh, gw, ph, pw, *channels).swapaxes(2, 3)  # (B, gh, ph, gw, pw[, C])
+  return x.reshape(batch, gh * ph, gw * pw, *channels)

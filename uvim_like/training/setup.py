@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from uvim_like import names, trees
+from uvim_like import names, trees, weights
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import mean
 from uvim_like.evaluators import run as evaluation
@@ -93,8 +93,10 @@ def place_frozen(frozen: Tree, mesh: Mesh, config: Any) -> Tree:
   """A frozen stage on the devices; UserError when its weights were not found."""
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
     source = config.oracle.get("model_init")
-    raise UserError(f"config.oracle.model_init: no weights at '{source}'; give the workdir of a finished stage I, "
-                    "or its .npz file")
+    if not source:
+      raise UserError("config.oracle.model_init is missing: the workdir of a finished stage I, or its .npz file")
+    weights.load(source, where="config.oracle.model_init")  # says what is missing, and where it can be found
+    raise UserError(f"config.oracle.model_init: '{source}' holds no weights of a stage I")
   return jax.device_put(frozen, sharding.replicated(mesh))
 
 

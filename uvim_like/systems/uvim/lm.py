@@ -46,7 +46,8 @@ def make(config: Mapping[str, Any]) -> System:
                 predict={"predict": functools.partial(predict, parts=parts),
                          "sequences": functools.partial(sequences, parts=parts)},
                 frozen=load_oracle(block.get("model_init"), oracle, parts.task),
-                load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model),
+                load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model,
+                                       dont_load=(config.get("model_load") or {}).get("dont_load", ())),
                 label_limits=parts.task.limits(oracle.inputs))
 
 
@@ -72,7 +73,7 @@ def load_oracle(source: str | None, oracle: BaseModel, task: Task) -> Vars:
       "labels": jax.ShapeDtypeStruct((1, *oracle.input_size, *task.labels.shape[-1:]), task.labels.dtype)})
   if not source or not weights.exists(source):
     return shapes
-  loaded = weights.load(source)
+  loaded = weights.load(source, where="config.oracle.model_init")
   merged, _ = weights.merge({"params": shapes.params, "state": shapes.state}, loaded, where="config.oracle.model_init")
   return Vars(params=merged["params"], state=merged["state"])
 

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from uvim_like import weights
 from uvim_like.errors import UserError
 from uvim_like.models.uvim import Code, Model
 from uvim_like.ops import quantize
@@ -36,6 +37,9 @@ def make(config: Mapping[str, Any]) -> System:
   return System(init=functools.partial(init, **shared), loss=loss,
                 predict={"predict": functools.partial(predict, **shared)},
                 advance=functools.partial(advance_codebook, model=model) if learns else None,
+                load=functools.partial(load, source=config["model_init"],
+                                       dont_load=(config.get("model_load") or {}).get("dont_load", ())
+                                       ) if config.get("model_init") else None,
                 label_limits=task.limits(model.inputs))
 
 
@@ -73,6 +77,14 @@ def init(key: Array, batch: Mapping[str, Array], *, model: Model, task: Task) ->
   variables = model.init({"params": params_key, "state": state_key},
                          task.to_planes(batch["labels"], patch=model.patch_size, spec=model.inputs), context(batch))
   return Vars(params=variables["params"], state=variables.get("state", {}))
+
+
+def load(variables: Vars, *, source: str, dont_load: Sequence[str] = ()) -> tuple[Vars, str]:
+  """Fresh variables with those of a stage I file or workdir in their place, and the report of what was taken."""
+  init = {"params": variables.params, "state": variables.state}
+  merged, report = weights.merge(init, weights.load(source, where="config.model_init"), dont_load,
+                                 where="config.model_init")
+  return Vars(params=merged["params"], state=merged["state"]), report.text()
 
 
 def stage_one_loss(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, train: bool, *, model: Model,
