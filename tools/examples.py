@@ -27,8 +27,8 @@ CORRUPTIONS = ("zero", "random", "word")
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STAGE_I, STAGE_II, REGRESSION, NO_CODE = "stage I", "stage II", "per-pixel regression", "base model without code"
 FAMILIES = {"depth": "depth", "semantics": "panoptic", "color": "colour"}  # first output -> what is predicted
-ERRORS = {"depth": "RMSE in metres", "panoptic": "pixels of wrong class, %", "colour": "RMSE in grey levels of 255"}
-UNITS = {"depth": " m", "panoptic": " %", "colour": ""}
+ERRORS = {"depth": "RMSE in metres", "panoptic": "pixels of wrong class, %", "colour": "RMSE in levels of 0 to 255"}
+ERROR_FORMATS = {"depth": "{:.2f} m", "panoptic": "{:.1f} %", "colour": "{:.1f}"}
 
 
 class Examples(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 
 MIN_SIDE, MAX_SIDE = 128, 320  # pixels of the longer side of a shown picture
@@ -200,8 +200,12 @@ def curves(series: Mapping[str, Curve], *, xlabel: str = "step", ylabel: str = "
       y = running_median(y)
     axes.plot(x, y, color=color, linewidth=1.8, marker="o" if markers or y.size == 1 else None, markersize=4.5,
               label=_plain(name))
+  if drawn and axes.dataLim.x0 >= 0:
+    axes.set_xlim(left=-0.02 * axes.dataLim.x1)
   if log and drawn:
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())  # 4, not 4 × 10⁰
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
   if not drawn:
     axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", color=ink)
   axes.set(xlabel=_plain(xlabel), ylabel=_plain(ylabel))

@@ -25,9 +25,8 @@ INTRO = (
     "map and writes a short code, a few words of a learned dictionary; a base model draws the map from the image and "
     "this code. In stage II a language model learns to write the code from the image alone, and the same base model "
     "draws the map from it. Stage I thus shows what the code can carry; stage II is the actual prediction.")
-# Heads of the table: what a number is and which way is better.
-HEADS = {"RMSE": "RMSE, m ↓", "abs_RE": "abs. rel. error ↓", "delta1": "δ < 1.25 ↑", "All_pq": "PQ ↑",
-         "Things_pq": "PQ things ↑", "Stuff_pq": "PQ stuff ↑", "psnr": "PSNR, dB ↑", "fid": "FID ↓"}
+HEADS = {"RMSE": "RMSE, m", "abs_RE": "abs. rel. error", "delta1": "δ < 1.25", "All_pq": "PQ", "Things_pq": "PQ things",
+         "Stuff_pq": "PQ stuff", "psnr": "PSNR, dB", "fid": "FID"}
 TAIL = {"minutes": "training, min", "milliseconds": "prediction, ms/image", "run": "folder"}
 
 
@@ -153,12 +152,19 @@ def results_table(rows: Sequence[Row], goals: Mapping[str, str] = runs.HEADLINES
     rows: what a row does not have shows as a dash; rows of kind "stage I" stand apart.
     goals: {metric: "min" or "max"}.
   """
-  metrics = {key: HEADS.get(key, key) for row in rows for key in row if key not in ("name", "kind", "steps", *TAIL)}
-  tail = {key: head for key, head in TAIL.items() if any(row.get(key) is not None for row in rows)}
+  metrics = {key: head(key) for row in rows for key in row if key not in ("name", "kind", "steps", *TAIL)}
+  tail = {key: text for key, text in TAIL.items() if any(row.get(key) is not None for row in rows)}
   return html.table(rows, columns={"name": "model", **metrics, **tail},
                     best={key: goals[key] for key in metrics if key in goals},
                     formats={"minutes": ".1f", "milliseconds": ".1f"},
                     apart=[i for i, row in enumerate(rows) if row.get("kind") == STAGE_I])
+
+
+def head(column: str) -> str:
+  """What a column holds and, by an arrow, which way is better; "evaluator: metric" keeps its evaluator."""
+  place, _, metric = column.rpartition(": ")
+  arrow = {"min": "\N{NO-BREAK SPACE}↓", "max": "\N{NO-BREAK SPACE}↑"}.get(runs.HEADLINES.get(metric, ""), "")
+  return f"{place}{': ' if place else ''}{HEADS.get(metric, metric)}{arrow}"
 
 
 def protocols(found: Sequence[Seen]) -> list[str]:
@@ -203,15 +209,20 @@ def comparison(found: Sequence[Seen]) -> list[Picture]:
       minutes = runs.minutes_at(seen.run.lines, steps)
       if np.isfinite(minutes).any():
         lines.setdefault(column, {})[f"{seen.run.name} ({seen.run.kind})"] = (minutes, values)
-  return [chart_pair(figures.curves, series, xlabel="minutes of training", ylabel=HEADS.get(column, column),
+  return [chart_pair(figures.curves, series, xlabel="minutes of training", ylabel=head(column),
                      markers=True, alt=f"{column} of the runs over minutes of training")
           for column, series in lines.items()]
 
 
 def loss_charts(run: Run) -> list[Picture]:
-  """Training and validation losses of one run; on a logarithmic axis where all values are positive."""
+  """Training and validation losses of one run; on a logarithmic axis where all values are positive.
+
+  The commitment is left out where it has no weight in the loss: then it is another kind of number.
+  """
+  hidden = () if run.config.get("w_commitment") else ("val/loss_commitment",)
   names = {"loss": "training loss"} | {
-      name: name.replace("val/", "validation ") for line in run.lines for name in line if name.startswith("val/loss")}
+      name: name.replace("val/", "validation ") for line in run.lines for name in line
+      if name.startswith("val/loss") and name not in hidden}
   lines = {title: runs.series(run.lines, name) for name, title in names.items()}
   lines = {title: line for title, line in lines.items() if line[0].size and np.any(line[1] != 0)}
   if not lines:

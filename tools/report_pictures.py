@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tools import examples, figures, html, runs
-from tools.examples import CORRUPTIONS, ERRORS, FRACTIONS, SAMPLES, UNITS, Examples
+from tools.examples import CORRUPTIONS, ERROR_FORMATS, ERRORS, FRACTIONS, SAMPLES, Examples
 from tools.html import Html, Picture, Section
 from tools.runs import Run
 from uvim_like.errors import UserError
@@ -16,12 +16,12 @@ Column = tuple[str, Mapping[str, np.ndarray]]
 CODES_SHOWN, MASKED_SHOWN = 4, 2  # examples; a third tells nothing new
 CAPTIONS = {
     "depth": "Bright is near, dark is far; a row shares the scale of its truth, which stands in front. Hatched: the "
-             "sensor gave no reading. Samples at temperature 1 are different guesses of one model: where they agree it "
-             "is sure, and each is a possible scene, while an average of all guesses would be blurred.",
-    "panoptic": "Colour is the class, brightness tells instances apart, white lines are their borders. Samples at "
-                "temperature 1 are different guesses of one model, each consistent in itself.",
-    "colour": "The image is the grey input, the truth its original. Samples at temperature 1 are different guesses of "
-              "one model: a thing may turn out red or blue, but hardly both at once."}
+             "sensor gave no reading.",
+    "panoptic": "Colour is the class, brightness tells instances apart, white lines are borders of segments.",
+    "colour": "The image is the grey input, the truth its original."}
+GUESSES = ("T is the temperature at which stage II draws its words; T = 0 takes the likeliest at every place. Samples "
+           "at T = 1 are different guesses of one model: where they agree it is sure, and each is meant to be consistent "
+           "in itself, while an average of all guesses would be blurred.")
 REPLACED = {"zero": "zero vectors", "random": "random words", "word": "one word"}
 
 
@@ -69,7 +69,9 @@ def _predictions(family: str, dataset: str, members: Sequence[Seen], *, rows: in
   height, width = base.image.shape[1:3]
   return Section(f"Predictions: {family}", [
       f"The first {shown} validation images of {dataset}, {height} × {width} pixels, not chosen by hand.{fewer} Under "
-      f"each picture its error: {ERRORS[family]}.", CAPTIONS[family], *_legend(family, members[0].run, base, shown),
+      f"each picture its error: {ERRORS[family]}.", CAPTIONS[family],
+      *([GUESSES] if any(seen.examples.samples for seen in members) else []),
+      *_legend(family, members[0].run, base, shown),
       html.picture_rows(["image", "truth", *(head for head, _ in columns)],
                         [picture_row(family, base, i, columns) for i in range(shown)])])
 
@@ -90,7 +92,7 @@ def picture_row(family: str, base: Examples, i: int, columns: Sequence[Column]) 
   cells = _given(family, base, i)
   for head, outputs in columns:
     error = float(examples.errors(family, _rows(outputs, i), _rows(base.truth, i))[0])
-    caption = "–" if np.isnan(error) else f"{error:.2f}{UNITS[family]}"
+    caption = "–" if np.isnan(error) else ERROR_FORMATS[family].format(error)
     cells.append(Picture(draw(family, outputs, base.truth, i), f"{family} of image {i + 1} by {head}", caption))
   return scale_text(base.truth["depth"][i]) if family == "depth" else f"{i + 1}", cells
 

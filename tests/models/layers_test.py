@@ -20,7 +20,7 @@ def tokens(length=5, seed=0):
 @functools.cache
 def attention(use_bias=True):
   module = Attention(HEADS, use_bias=use_bias)
-  params = module.init(jax.random.key(1), tokens())["params"]
+  params = jax.eval_shape(module.init, jax.random.key(1), tokens())["params"]
   return module, jax.tree.map(lambda x: jax.random.normal(jax.random.key(2), x.shape), params)
 
 
@@ -42,7 +42,8 @@ def by_formula(params, x, kv, mask=None):
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_attention(use_bias):
   module, params = attention(use_bias)
-  names = {f"{p}/{leaf}" for p in ("query", "key", "value", "out") for leaf in (("kernel", "bias") if use_bias else ("kernel",))}
+  leaves = ("kernel", "bias") if use_bias else ("kernel",)
+  names = {f"{projection}/{leaf}" for projection in ("query", "key", "value", "out") for leaf in leaves}
   assert {name for name, _ in flatten_names(params)} == names
   x, other = tokens(), tokens(7, seed=3)
   apply = functools.partial(module.apply, {"params": params})
@@ -94,19 +95,20 @@ def stack(**options):
 
 @functools.cache
 def stack_params():
-  return stack().init(jax.random.key(0), tokens())["params"]
+  return jax.jit(stack().init)(jax.random.key(0), tokens())["params"]
 
 
 @functools.cache
 def stack_result(remat, scan):
   """(loss, gradients) of a stack."""
-  run = lambda params: jnp.mean(jnp.square(stack(remat=remat, scan=scan).apply({"params": params}, tokens())))  # noqa: E731
+  x = tokens()
+  run = lambda params: jnp.mean(jnp.square(stack(remat=remat, scan=scan).apply({"params": params}, x)))  # noqa: E731
   return jax.jit(jax.value_and_grad(run))(stack_params())
 
 
 @pytest.mark.parametrize("remat, scan", [("none", True), ("dots", False), ("dots", True), ("full", False), ("full", True)])
 def test_remat_and_scan_change_nothing(remat, scan):
-  fresh = stack(remat=remat, scan=scan).init(jax.random.key(0), tokens())["params"]
+  fresh = jax.jit(stack(remat=remat, scan=scan).init)(jax.random.key(0), tokens())["params"]
   for (name, got), (want_name, want) in zip(flatten_names(fresh), flatten_names(stack_params()), strict=True):
     assert name == want_name
     np.testing.assert_array_equal(got, want)
@@ -117,8 +119,9 @@ def test_remat_and_scan_change_nothing(remat, scan):
 
 
 def test_scan_is_one_loop_and_full_remat_saves_less():
-  program = jax.jit(lambda p: stack(scan=True).apply({"params": p}, tokens())).lower(stack_params()).as_text()
-  flat = jax.jit(lambda p: stack().apply({"params": p}, tokens())).lower(stack_params()).as_text()
+  x = tokens()
+  program, flat = (jax.jit(lambda p, scan=scan: stack(scan=scan).apply({"params": p}, x)).lower(stack_params()).as_text()
+                   for scan in (True, False))
   assert "while" in program and "while" not in flat
 
   def saved(remat):

@@ -191,7 +191,7 @@ def test_other_tasks_draw():
     image, data = rng.uniform(-1, 1, (2, 12, 20, 3)), ("d", None, "s", (12, 20))
     base = examples.Examples("x", family, data, image, outputs, outputs, {}, {}, {}, None, None, 0.0)
     label, cells = report_pictures.picture_row(family, base, 1, [("model", outputs)])
-    assert label == "2" and [cell.caption for cell in cells][2].startswith("0.00")
+    assert label == "2" and [cell.caption for cell in cells][2].startswith("0.0")
     assert all(cell.png.startswith(b"\x89PNG") for cell in cells)
 
 

@@ -196,3 +196,11 @@ def test_no_tensorflow():
           "import uvim_like.weights\n"
           "assert not [m for m in sys.modules if m.startswith('tensorflow.')]")
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_evaluation_can_be_repeated(tmp_path):
+  """A training evaluates many times with the same batches."""
+  np.savez(tmp_path / "train.npz", image=np.zeros((5, 4, 4, 3), np.uint8), labels=np.zeros((5, 4, 4, 1), np.float32))
+  found = batches.eval_batches(dataset="npz", split="train", batch_size=2, data_dir=tmp_path)
+  first, second = ([batch["_index"].tolist() for batch, _ in found] for _ in range(2))
+  assert first == second == [[0, 1], [2, 3], [4, -1]] and len(found) == 3

@@ -7,6 +7,7 @@ other arrays are raw truth for the evaluators. The preprocessing string is there
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 import os
@@ -238,15 +239,15 @@ def train_batches(*, dataset: str, split: str, pp: str | None = None, batch_size
 def eval_batches(*, dataset: str, split: str, pp: str | None = None, batch_size: int,
                  data_dir: str | os.PathLike | None = None, pp_modules: Sequence[str] | None = None,
                  target_keys: Sequence[str] = (), process_index: int = 0,
-                 process_count: int = 1) -> Iterator[tuple[Batch, list[dict[str, np.ndarray]]]]:
-  """One pass in order, in batches of one size; every process sees equally many.
+                 process_count: int = 1) -> "EvalBatches":
+  """The split in order, in batches of one size; every process sees equally many.
 
   Args:
     dataset, split, pp, batch_size, data_dir, pp_modules, process_index, process_count: as in `train_batches`.
     target_keys: arrays that must be there; all arrays beyond the model's own are returned anyway.
 
   Returns:
-    An iterator of (batch, targets). The batch is zero-padded, `_mask` (b,) float32 is 1 on examples and 0 on padding,
+    An iterable, as often as needed, of (batch, targets). The batch is zero-padded, `_mask` (b,) float32 is 1 on examples and 0 on padding,
     `_index` is -1 there. `targets` has a dict of raw arrays (no first axis) for each example, none for padding.
 
   Raises:
@@ -260,8 +261,28 @@ def eval_batches(*, dataset: str, split: str, pp: str | None = None, batch_size:
       raise unknown("array", key, stored, where=f"{data_dir}, split '{split}'")
   truth = examples.truth | {key: stored[key] for key in target_keys}
   rows = _rows(batch_size, process_index, process_count)
-  return (_eval_batch(examples, truth, range(start, start + batch_size)[rows])
-          for start in range(0, examples.size, batch_size))
+  return EvalBatches(examples, truth, [range(start, start + batch_size)[rows]
+                                       for start in range(0, examples.size, batch_size)])
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+  """Evaluation batches that can be iterated again, once an evaluation.
+
+  Attributes:
+    examples: the split.
+    truth: arrays for the targets.
+    wanted: positions of each batch, beyond the split's end where it is padded.
+  """
+  examples: Examples
+  truth: Mapping[str, np.ndarray]
+  wanted: list[range]
+
+  def __len__(self) -> int:
+    return len(self.wanted)
+
+  def __iter__(self) -> Iterator[tuple[Batch, list[dict[str, np.ndarray]]]]:
+    return (_eval_batch(self.examples, self.truth, wanted) for wanted in self.wanted)
 
 
 def _eval_batch(examples: Examples, truth: Mapping[str, np.ndarray], wanted: range) -> tuple[Batch, list]:
