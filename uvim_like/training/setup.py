@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from uvim_like import names, trees, weights
+from uvim_like import names, weights
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import mean
 from uvim_like.evaluators import run as evaluation
@@ -216,16 +216,13 @@ def _prediction(run: Run, name: str, options: Mapping[str, Any], *, where: str) 
 
 
 def overview(run: Run) -> str:
-  """The tables that are printed once: parameters, and what applies to each."""
-  rates = [(row.name, row.shape, row.lr_mult, row.wd_mult, "frozen" if row.schedule is None else row.schedule)
-           for row in optim.table(run.config, run.abstract.vars.params)]
-  places = {name: place for name, _, place in sharding.table(run.shardings.vars.params, run.abstract.vars.params)}
-  rows = [(*row, places[row[0]]) for row in rates]
-  count = sum(int(np.prod(shape)) for _, shape, *_ in rates)
-  table = logs.table_text(("parameter", "shape", "lr x", "wd x", "schedule", "placement"), rows)
-  return f"{table}\n{count:,} parameters in {len(rows)} arrays; {run.mesh.size} devices {dict(run.mesh.shape)}"
-
-
-def parameter_names(run: Run) -> list[str]:
-  """Names of everything that is learned by gradient."""
-  return [name for name, _ in trees.flatten_names(run.abstract.vars.params)]
+  """What is printed once: every parameter, and which rates and placement apply to how many of them."""
+  params = run.abstract.vars.params
+  places = {name: place for name, _, place in sharding.table(run.shardings.vars.params, params)}
+  groups: dict[tuple, list[str]] = {}
+  for row in optim.table(run.config, params):
+    schedule = "frozen" if row.schedule is None else row.schedule
+    groups.setdefault((row.lr_mult, row.wd_mult, schedule, places[row.name]), []).append(row.name)
+  rows = [(*group, len(found), found[0]) for group, found in groups.items()]
+  table = logs.table_text(("lr x", "wd x", "schedule", "placement", "arrays", "for example"), rows)
+  return f"{logs.parameter_overview(params)}\n{table}\n{run.mesh.size} devices {dict(run.mesh.shape)}"
