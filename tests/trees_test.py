@@ -44,5 +44,6 @@ def test_first_match_is_of_the_full_name():
 def test_pattern_that_matches_nothing():
   names = [name for name, _ in trees.flatten_names(TREE)]
   trees.check_patterns_used(["decoder/.*", ".*", "encoder/.*"], names, where="config.lr_mults")  # shadowed is fine
-  with pytest.raises(UserError, match=r"^config.lr_mults: pattern 'decodr' matches no parameter; did you mean 'decoder'\?$"):
+  message = r"^config.lr_mults: pattern 'decodr' matches no parameter; did you mean 'decoder'\?$"
+  with pytest.raises(UserError, match=message):
     trees.check_patterns_used(["decodr"], names, where="config.lr_mults")

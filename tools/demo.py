@@ -37,7 +37,7 @@ def trainings(out: pathlib.Path) -> list[Training]:
   """The demo's three trainings, in order."""
   return [
       Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py"),
-      Training("regression", "per-pixel regression by the same base model", "configs/uvim/depth_regression.py"),
+      Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py"),
       Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
                (f"oracle.model_init={out / 'stage1'}",)),
   ]

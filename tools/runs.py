@@ -15,7 +15,7 @@ from uvim_like.training.logs import METRICS_FILE
 # What the table of runs shows of an evaluator's numbers, and which direction is better.
 HEADLINES = {"RMSE": "min", "abs_RE": "min", "delta1": "max", "All_pq": "max", "Things_pq": "max", "Stuff_pq": "max",
              "psnr": "max", "fid": "min"}
-TITLES = {REGRESSION: "per-pixel regression by the same base model", NO_CODE: "base model without a code",
+TITLES = {REGRESSION: "per-pixel regression of the same size", NO_CODE: "base model without a code",
           STAGE_I: "stage I: base model guided by the oracle's code",
           STAGE_II: "stage II: code written from the image, T = 0"}
 

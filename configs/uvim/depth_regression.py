@@ -22,7 +22,7 @@ def get_config(arg=''):
   common.depth_data(config, arg)
   common.training(config, batch_size=1024, num_epochs=200, lr=1e-3, wd=1e-5)
   common.stage_one(config, arg, {'depth': (1, arg.patch ** 2)})
-  common.depth_eval(config, arg)
+  common.depth_eval(config, arg, binned=False)
   common.vary(config, arg, singlehost=(128, 50))
   config.model.zero_decoder_seq = True
   if arg.runlocal:

@@ -39,7 +39,8 @@ def test_nearest_is_the_first_of_equals():
 
 def test_lookup_of_minus_one_is_the_last_word():
   words = jnp.arange(6.0).reshape(3, 2)
-  np.testing.assert_array_equal(quantize.lookup(words, jnp.array([[-1, 0], [2, 1]])), [[[4, 5], [0, 1]], [[4, 5], [2, 3]]])
+  got = quantize.lookup(words, jnp.array([[-1, 0], [2, 1]]))
+  np.testing.assert_array_equal(got, [[[4, 5], [0, 1]], [[4, 5], [2, 3]]])
 
 
 def test_straight_through():
@@ -79,7 +80,8 @@ def test_split_shares_the_most_used_word():
   np.testing.assert_array_equal(new[0], [4, 2])
   np.testing.assert_array_equal(new[2], [2, 6])
   np.testing.assert_allclose(new[1], [4, 2], rtol=1e-3)
-  assert np.any(new[1] != new[0]) and not np.array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(0)))
+  assert np.any(new[1] != new[0])
+  assert not np.array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(0)))
 
 
 def test_split_of_nothing_changes_nothing():

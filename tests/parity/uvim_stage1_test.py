@@ -66,7 +66,7 @@ def test_predictions(stage_one_cases):
   for case in stage_one_cases:
     for key in [key for key in case.io if key.startswith("out/pred") and "margin" not in key]:
       fraction = key.partition("minfrac")[2]
-      prediction = case.predict(**({"min_fraction": float(fraction)} if fraction else {}))
+      prediction = case.predict(**({"task_options": {"min_fraction": float(fraction)}} if fraction else {}))
       if case.kind == "panoptic":
         case.same(np.stack([prediction[name] for name in panoptic_segmentation.CHANNELS], axis=-1), key)
       else:

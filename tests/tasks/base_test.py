@@ -21,10 +21,11 @@ def test_only_tasks_are_offered():
   assert set(TASKS) <= set(found) and not {"base", "classes"} & set(found)
 
 
-@pytest.mark.parametrize("name, nearest", [("panoptic_segmentaton", "panoptic_segmentation"), ("colorisation", "colorization"),
-                                           ("depht", "depth"), ("proj.depht", "depth")])
+@pytest.mark.parametrize("name, nearest", [("panoptic_segmentaton", "panoptic_segmentation"),
+                                           ("colorisation", "colorization"), ("depht", "depth"), ("proj.depht", "depth")])
 def test_unknown_task(name, nearest):
-  with pytest.raises(UserError, match=rf"^config.task: unknown name '{name.removeprefix('proj.')}'; did you mean '{nearest}'\?$"):
+  short = name.removeprefix("proj.")
+  with pytest.raises(UserError, match=rf"^config.task: unknown name '{short}'; did you mean '{nearest}'\?$"):
     bind(name, {})
 
 

@@ -73,7 +73,8 @@ def test_small_instances_are_void():
     np.testing.assert_array_equal(got["instances"][0], np.where(kept, np.arange(4), 0)[PICTURE])
 
 
-@pytest.mark.parametrize("shape, classes, slots", [((3, 7, 5), 6, 4), ((1, 1, 1), 2, 2), ((2, 4, 9), 1, 1), ((2, 8, 8), 3, 70)])
+@pytest.mark.parametrize("shape, classes, slots", [((3, 7, 5), 6, 4), ((1, 1, 1), 2, 2), ((2, 4, 9), 1, 1),
+                                                   ((2, 8, 8), 3, 70)])
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3])
 def test_merging_is_the_definition(shape, classes, slots, fraction):
   rng = np.random.default_rng(slots)

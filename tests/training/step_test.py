@@ -20,8 +20,8 @@ KEY = jax.random.key(0)
 
 
 def toy_init(key, batch):
-  return Vars({"body": {"kernel": jax.random.normal(key, (batch["image"].shape[-1],))}, "head": {"bias": jnp.zeros(())}},
-              {"sum": jnp.zeros(())})
+  kernel = jax.random.normal(key, (batch["image"].shape[-1],))
+  return Vars({"body": {"kernel": kernel}, "head": {"bias": jnp.zeros(())}}, {"sum": jnp.zeros(())})
 
 
 def toy_loss(variables, frozen, batch, key, train):
@@ -61,7 +61,8 @@ def run(system=TOY, tx=None, count=3, batch=BATCH, frozen=FROZEN, variables=None
 def test_a_step_is_the_optimizers():
   state, (metrics,) = run(count=1, tx=optax.sgd(0.1))
   start = toy_init(KEY, BATCH)
-  loss, grads = jax.value_and_grad(lambda p: toy_loss(start.replace(params=p), FROZEN, BATCH, KEY, True).loss)(start.params)
+  loss, grads = jax.value_and_grad(
+      lambda params: toy_loss(start.replace(params=params), FROZEN, BATCH, KEY, True).loss)(start.params)
   want = jax.tree.map(lambda p, g: p - 0.1 * g, start.params, grads)
   for got, expected in zip(jax.tree.leaves(state.vars.params), jax.tree.leaves(want)):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -185,8 +186,8 @@ def test_name_of_an_overflow_in_training():
 
 
 def uvim_config(**model):
-  fields = {"input_size": [8, 8], "patch_size": [4, 4], "code_len": 3, "width": 8, "oracle_depth": 1, "base_model_depth": 1,
-            "mlp_dim": 8, "num_heads": 2, "dict_size": 8, "with_encoder_ctx": True, "with_decoder_ctx": True,
+  fields = {"input_size": [8, 8], "patch_size": [4, 4], "code_len": 3, "width": 8, "oracle_depth": 1,
+            "base_model_depth": 1, "mlp_dim": 8, "num_heads": 2, "dict_size": 8, "with_encoder_ctx": True, "with_decoder_ctx": True,
             "inputs": {"depth": [6, 16]}, "outputs": {"depth": [6, 16]}}
   return {"task": "depth", "model": fields | model, "w_commitment": 0.25}
 
@@ -200,17 +201,17 @@ def test_codebook_accumulates_as_with_one_big_batch(min_count):
   system = vit.make(uvim_config(dict_min_count=min_count))
   fresh = jax.jit(system.init)(KEY, batch)
   params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), fresh.params)
-  (state, history), (want, want_history) = (
-      run(system=system, batch=batch, frozen=(), variables=fresh.replace(params=params), tx=optax.sgd(0.01), count=2,
-          accumulate=n) for n in (3, 1))
-  # Copies of split words carry a random factor within 1e-3, drawn from another key: the second step sees it.
   splits = min_count > 1
-  for got, expected, tolerance in zip(history, want_history, (1e-6, 1e-4 if splits else 1e-6)):
-    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=tolerance)
+  # Copies of split words carry a random factor within 1e-3, drawn from another key: a second step would see it.
+  (state, history), (want, want_history) = (
+      run(system=system, batch=batch, frozen=(), variables=fresh.replace(params=params), tx=optax.sgd(0.01),
+          count=1 if splits else 2, accumulate=n) for n in (3, 1))
+  for got, expected in zip(history, want_history):
+    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-6)
   for got, expected in zip(jax.tree.leaves(state.vars.params), jax.tree.leaves(want.vars.params)):
-    np.testing.assert_allclose(got, expected, rtol=1e-4 if splits else 1e-5, atol=1e-5 if splits else 1e-6)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(state.vars.state["counts"], want.vars.state["counts"], rtol=1e-6)
-  np.testing.assert_allclose(state.vars.state["dictionary"], want.vars.state["dictionary"], rtol=5e-3 if splits else 1e-6,
-                             atol=2e-6)
+  np.testing.assert_allclose(state.vars.state["dictionary"], want.vars.state["dictionary"],
+                             rtol=2.1e-3 if splits else 1e-6, atol=2e-6)
   assert np.any(0.995 * fresh.state["counts"] < min_count) == splits
   assert not splits or np.all(state.vars.state["counts"] >= min_count)

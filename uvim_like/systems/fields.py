@@ -44,6 +44,18 @@ def build(module: type[M], fields: Mapping[str, Any], config: Mapping[str, Any],
   return module(**{name: _plain(value) for name, value in fields.items()}, **settings)
 
 
+def check_patches(size: Any, patch: Any, *, where: str) -> None:
+  """Raises UserError unless both are (height, width) pairs and the image is a whole number of patches each way."""
+  for key, pair in (("input_size", size), ("patch size", patch)):
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+      example = (pair, pair) if isinstance(pair, int) else (64, 64)
+      raise UserError(f"{where}: {key} {pair!r} must be (height, width), e.g. {example}")
+  for side, step, axis in zip(size, patch, ("height", "width")):
+    if side % step:
+      raise UserError(f"{where}.input_size: {axis} {side} is no multiple of the patch's {step}; "
+                      f"nearest: {max(step, round(side / step) * step)}")
+
+
 def _plain(value: Any) -> Any:
   """Config values as hashable module fields: lists to tuples, blocks to plain dicts."""
   if isinstance(value, Mapping) or hasattr(value, "items"):

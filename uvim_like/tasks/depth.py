@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from uvim_like.errors import unknown
 from uvim_like.ops.patches import from_patches, to_patches
 from uvim_like.ops.planes import Loss, Planes
 
@@ -43,7 +44,23 @@ def losses(outputs: Mapping[str, Planes], planes: Mapping[str, Array]) -> dict[s
 
 
 def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: tuple[int, int],
-                **depth_range: float) -> dict[str, Array]:
-  """Planes {"depth": (B, N, bins, P)} to {"depth": (B, H, W) float32 metres}, the centre of the best bin."""
+                estimate: str = "mode", **depth_range: float) -> dict[str, Array]:
+  """Planes {"depth": (B, N, bins, P)} to {"depth": (B, H, W) float32 metres}.
+
+  Args:
+    outputs: as the model gives them.
+    grid: (gh, gw) patches.
+    patch: (ph, pw) pixels.
+    estimate: "mode", the centre of the most probable bin, as the paper's authors do; or "mean", the expectation over
+      the bins, which squared error asks for.
+    **depth_range: as in `to_bins`.
+  """
   logits = outputs["depth"].values()
-  return {"depth": from_patches(from_bins(jnp.argmax(logits, axis=-2), logits.shape[-2], **depth_range), grid, patch)}
+  bins = logits.shape[-2]
+  if estimate == "mode":
+    depth = from_bins(jnp.argmax(logits, axis=-2), bins, **depth_range)
+  elif estimate == "mean":
+    depth = from_bins(jnp.einsum("bncp,c->bnp", jax.nn.softmax(logits, axis=-2), jnp.arange(bins)), bins, **depth_range)
+  else:
+    raise unknown("estimate", estimate, ("mode", "mean"), where="depth prediction")
+  return {"depth": from_patches(depth, grid, patch)}

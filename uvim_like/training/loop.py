@@ -3,7 +3,6 @@
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np

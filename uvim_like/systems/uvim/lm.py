@@ -14,7 +14,7 @@ from uvim_like.models.uvim import Model as BaseModel
 from uvim_like.models.uvim_lm import Model
 from uvim_like.ops.losses import example_mean, softmax_cross_entropy
 from uvim_like.systems.base import LossOut, System, Vars
-from uvim_like.systems.fields import build
+from uvim_like.systems.fields import build, check_patches
 from uvim_like.systems.uvim import pretrained, vit
 from uvim_like.tasks.base import Task, bind
 
@@ -58,10 +58,7 @@ def check_sizes(model: Model, oracle: BaseModel) -> None:
                     f"and the start token need {oracle.dict_size + 1}")
   if model.seq_len != oracle.code_len:
     raise UserError(f"config.model.seq_len: {model.seq_len}, but the oracle's code has {oracle.code_len} words")
-  for size, patch, axis in zip(model.input_size, model.patch_size, ("height", "width")):
-    if size % patch:
-      raise UserError(f"config.model.input_size: {axis} {size} is no multiple of the patch's {patch}; "
-                      f"nearest: {max(patch, round(size / patch) * patch)}")
+  check_patches(model.input_size, model.patch_size, where="config.model")
   if model.num_layers and model.emb_dim % model.num_heads:
     raise UserError(f"config.model.emb_dim: {model.emb_dim} is no multiple of num_heads {model.num_heads}")
 
@@ -121,7 +118,7 @@ def sequences(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Ar
 
 
 def predict(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, *, parts: Parts,
-            num_samples: int = 1, min_fraction: float | None = None, **options) -> dict[str, Array]:
+            num_samples: int = 1, task_options: Mapping[str, Any] | None = None, **options) -> dict[str, Array]:
   """Writes a code for each image and lets the base model turn it into the task's outputs.
 
   Args:
@@ -131,7 +128,7 @@ def predict(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Arra
     key: random key.
     parts: the networks and the task.
     num_samples: S; with more than one the outputs are (B, S, …), and the image is encoded once for all.
-    min_fraction: of the panoptic task's `merge`.
+    task_options: of the task's `from_planes`, e.g. {"min_fraction": 0.001} or {"estimate": "mean"}.
     **options: of `sequences`.
 
   Returns:
@@ -139,8 +136,7 @@ def predict(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Arra
   """
   tokens = sequences(variables, frozen, batch, key, parts=parts, num_samples=num_samples, **options)["tokens"]
   code = (tokens - 1).reshape(-1, tokens.shape[-1])
-  extra = {} if min_fraction is None else {"min_fraction": min_fraction}
-  out = vit.decode(frozen, code, vit.context(batch), model=parts.oracle, task=parts.task, **extra)
+  out = vit.decode(frozen, code, vit.context(batch), model=parts.oracle, task=parts.task, **(task_options or {}))
   if num_samples == 1:
     return out
   return {name: x.reshape(-1, num_samples, *x.shape[1:]) for name, x in out.items()}

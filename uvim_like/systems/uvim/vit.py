@@ -14,7 +14,7 @@ from uvim_like.models.uvim import Code, Model
 from uvim_like.ops import quantize
 from uvim_like.ops.losses import example_mean
 from uvim_like.systems.base import LossOut, System, Vars
-from uvim_like.systems.fields import build
+from uvim_like.systems.fields import build, check_patches
 from uvim_like.tasks.base import Task, bind
 
 Array = jax.Array
@@ -46,10 +46,7 @@ def make(config: Mapping[str, Any]) -> System:
 def make_model(fields: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Model:
   """The stage I network of a `model` block, checked before anything is compiled."""
   model = build(Model, fields, config, where=where)
-  for size, patch, axis in zip(model.input_size, model.patch_size, ("height", "width")):
-    if size % patch:
-      fits = max(patch, round(size / patch) * patch)
-      raise UserError(f"{where}.input_size: {axis} {size} is no multiple of the patch's {patch}; nearest: {fits}")
+  check_patches(model.input_size, model.patch_size, where=where)
   for key, choices in (("code_dropout", CODE_DROPOUT), ("quantizer", QUANTIZERS)):
     if getattr(model, key) not in choices:
       raise UserError(f"{where}.{key}: '{getattr(model, key)}' is none of {', '.join(choices)}")
@@ -142,7 +139,8 @@ def code_use(code: Code, size: int) -> Array:
 
 
 def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, *, model: Model, task: Task,
-            corrupt: str = "none", fraction: float = 0.0, **options) -> dict[str, Array]:
+            corrupt: str = "none", fraction: float = 0.0,
+            task_options: Mapping[str, Any] | None = None) -> dict[str, Array]:
   """What the base model makes of the oracle's code; `labels` must be in the batch.
 
   Args:
@@ -154,7 +152,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     task: what is predicted.
     corrupt: the masked-code experiment of the paper's appendix B: "none", "zero", "random" or "word", see `corrupt_code`.
     fraction: share of the code's positions that is corrupted.
-    **options: of the task's `from_planes`, e.g. min_fraction.
+    task_options: of the task's `from_planes`, e.g. {"min_fraction": 0.001} or {"estimate": "mean"}.
 
   Returns:
     The task's outputs.
@@ -168,7 +166,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     if corrupt != "none":
       words = apply(model, variables, method="words")
       code = corrupt_code(key, code, words, mode=corrupt, fraction=fraction)
-  return decode(variables, code, context(batch), model=model, task=task, **options)
+  return decode(variables, code, context(batch), model=model, task=task, **(task_options or {}))
 
 
 def decode(variables: Vars, code: Array | None, ctx: Array, *, model: Model, task: Task, **options) -> dict[str, Array]:
