@@ -315,12 +315,12 @@ def shrink_tokenizer(model: mlc.ConfigDict) -> None:
                codeword_dim=128)
 
 
-def shrink_training(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1400) -> None:
+def shrink_training(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 900) -> None:
   """Sizes and intervals for two CPU cores and a few minutes."""
   del config.num_epochs
   config.total_steps = total_steps
   config.batch_size = 64
-  config.schedule.warmup_steps = 200
+  config.schedule.warmup_steps = total_steps // 10
   config.shuffle_buffer_size = 1000
   config.log_eval_steps = config.checkpoint_steps = total_steps // 2
   config.keep_checkpoint_steps = total_steps
@@ -333,7 +333,7 @@ def shrink_training(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps:
 
 def shrink_stage_two(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
   """The same for the language model; weights of a ViT-L/16 do not fit it, so it starts from scratch."""
-  shrink_training(config, arg, total_steps=3000)
+  shrink_training(config, arg, total_steps=1200)
   config.model.update(num_layers=4, num_heads=4, mlp_dim=256, emb_dim=128)
   if 'model_init' in config:
     del config.model_init

@@ -10,6 +10,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,23 +24,37 @@ from uvim_like.training import batches
 
 IMAGES = {"train": 12_000, "validation": 400}
 METRICS = ("RMSE", "abs_RE", "delta1")
+TRIAL_STEPS, FEWEST_STEPS = 15, 300
 
 
 class Training(NamedTuple):
-  """One training of the demo: name of its workdir, title in the table, config and overrides."""
+  """One training of the demo.
+
+  Attributes:
+    name: of its workdir.
+    title: in the table.
+    config: its file.
+    minutes: what it may take; the number of steps follows from the speed of the machine.
+    most: steps at most, however fast the machine.
+    overrides: of the config.
+  """
   name: str
   title: str
   config: str
+  minutes: float
+  most: int
   overrides: tuple[str, ...] = ()
 
 
 def trainings(out: pathlib.Path) -> list[Training]:
   """The demo's three trainings, in order."""
   return [
-      Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py"),
-      Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py"),
+      Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py",
+               minutes=5.5, most=1600),
+      Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py",
+               minutes=1.5, most=800),
       Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
-               (f"oracle.model_init={out / 'stage1'}",)),
+               minutes=5.5, most=2000, overrides=(f"oracle.model_init={out / 'stage1'}",)),
   ]
 
 
@@ -87,17 +102,41 @@ def command(module: str, *words: str) -> None:
 
 
 def train(training: Training, out: pathlib.Path, data: pathlib.Path, *, steps: int | None) -> None:
-  """Runs one training of the demo on the rendered examples."""
-  overrides = ["dataset=npz", f"data_dir={data}", "pp_train=flip_lr", *training.overrides]
-  if steps:
-    overrides += [f"total_steps={steps}", f"schedule.warmup_steps={max(1, steps // 10)}"]
-  command("train", f"--config={training.config}:scenes,runlocal", f"--workdir={out / training.name}",
-          *(f"--config.{override}" for override in overrides))
+  """Runs one training of the demo on the rendered examples; a finished or begun one goes on as it was planned."""
+  workdir = out / training.name
+  if (workdir / "config.json").exists():
+    steps = configs.from_json((workdir / "config.json").read_text(encoding="utf-8")).total_steps
+  steps = steps or affordable_steps(training, data)
+  command("train", *arguments(training, workdir, data, steps=steps, every=max(1, steps // 4)))
+
+
+def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, every: int) -> list[str]:
+  """The words after `python -m train`."""
+  overrides = ["dataset=npz", f"data_dir={data}", "pp_train=flip_lr", f"total_steps={steps}",
+               f"schedule.warmup_steps={max(1, steps // 10)}", f"log_eval_steps={every}", f"checkpoint_steps={every}",
+               f"depth_val.log_steps={every}", *training.overrides]
+  return [f"--config={training.config}:scenes,runlocal", f"--workdir={workdir}",
+          *(f"--config.{override}" for override in overrides)]
+
+
+def affordable_steps(training: Training, data: pathlib.Path) -> int:
+  """As many steps as its minutes allow on this machine, found by a trial whose compiled program is then used again."""
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = pathlib.Path(folder) / "trial"
+    command("train", *arguments(training, workdir, data, steps=TRIAL_STEPS, every=TRIAL_STEPS),
+            "--config.log_training_steps=5", "--config.val_split=None", "--config.evals=[]")
+    step_seconds = np.median([line["step_seconds"] for line in metrics(workdir) if "step_seconds" in line])
+  return int(np.clip(training.minutes * 60 / step_seconds, FEWEST_STEPS, training.most))
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+  """The lines of a run's metrics file."""
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def table_row(training: Training, out: pathlib.Path) -> dict:
   """The last evaluation of a training and the minutes it took."""
-  lines = [json.loads(line) for line in (out / training.name / "metrics.jsonl").read_text().splitlines()]
+  lines = metrics(out / training.name)
   last = next(line for line in reversed(lines) if "nyu_depth/RMSE" in line)
   steps = [line for line in lines if "step_seconds" in line]
   config = configs.from_json((out / training.name / "config.json").read_text(encoding="utf-8"))

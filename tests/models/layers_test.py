@@ -1,4 +1,4 @@
-"""Blocks of the transformers: attention by its formula, layer stacks that are one function however they are compiled."""
+"""Blocks of the transformers: attention by its formula, layer stacks that are one function however compiled."""
 
 import functools
 
@@ -28,7 +28,10 @@ def by_formula(params, x, kv, mask=None):
   """Multi-head attention in numpy, one head after the other."""
   x, kv = np.asarray(x, np.float64), np.asarray(kv, np.float64)
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-  project = lambda name, x, h: x @ params[name]["kernel"][:, h] + params[name].get("bias", np.zeros((HEADS, 1)))[h]  # noqa: E731
+
+  def project(name, x, h):
+    return x @ params[name]["kernel"][:, h] + params[name].get("bias", np.zeros((HEADS, 1)))[h]
+
   out = params["out"].get("bias", 0.0)
   for h in range(HEADS):
     query, key, value = project("query", x, h), project("key", kv, h), project("value", kv, h)
@@ -49,7 +52,8 @@ def test_attention(use_bias):
   apply = functools.partial(module.apply, {"params": params})
   np.testing.assert_allclose(apply(x), by_formula(params, x, x), rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(apply(x, other), by_formula(params, x, other), rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(apply(x, causal=True), by_formula(params, x, x, np.tri(5, dtype=bool)), rtol=1e-4, atol=1e-4)
+  past = np.tri(5, dtype=bool)
+  np.testing.assert_allclose(apply(x, causal=True), by_formula(params, x, x, past), rtol=1e-4, atol=1e-4)
   mask = np.random.default_rng(0).random((5, 5)) < 0.6
   mask[:, 0] = True
   np.testing.assert_allclose(apply(x, mask=jnp.asarray(mask)), by_formula(params, x, x, mask), rtol=1e-4, atol=1e-4)
@@ -106,7 +110,8 @@ def stack_result(remat, scan):
   return jax.jit(jax.value_and_grad(run))(stack_params())
 
 
-@pytest.mark.parametrize("remat, scan", [("none", True), ("dots", False), ("dots", True), ("full", False), ("full", True)])
+@pytest.mark.parametrize("remat, scan", [("none", True), ("dots", False), ("dots", True), ("full", False),
+                                         ("full", True)])
 def test_remat_and_scan_change_nothing(remat, scan):
   fresh = jax.jit(stack(remat=remat, scan=scan).init)(jax.random.key(0), tokens())["params"]
   for (name, got), (want_name, want) in zip(flatten_names(fresh), flatten_names(stack_params()), strict=True):
@@ -120,8 +125,8 @@ def test_remat_and_scan_change_nothing(remat, scan):
 
 def test_scan_is_one_loop_and_full_remat_saves_less():
   x = tokens()
-  program, flat = (jax.jit(lambda p, scan=scan: stack(scan=scan).apply({"params": p}, x)).lower(stack_params()).as_text()
-                   for scan in (True, False))
+  lower = lambda scan: jax.jit(lambda p: stack(scan=scan).apply({"params": p}, x)).lower(stack_params())  # noqa: E731
+  program, flat = lower(True).as_text(), lower(False).as_text()
   assert "while" in program and "while" not in flat
 
   def saved(remat):

@@ -31,16 +31,19 @@ def params():
 @functools.cache
 def decoder(**options):
   model = SequenceDecoder(**SIZES | options)
-  return jax.jit(functools.partial(model.apply, {"params": params()}), static_argnames=("method", "sequences", "length"))
+  apply = functools.partial(model.apply, {"params": params()})
+  return jax.jit(apply, static_argnames=("method", "sequences", "length"))
 
 
 def test_names_and_start():
   fresh = jax.jit(SequenceDecoder(**SIZES, emb_scale=0.02).init)(jax.random.key(1), *inputs())["params"]
-  block = {f"{attention}/{part}/kernel" for attention in ("SelfAttn", "CrossAttn") for part in ("query", "key", "value", "out")}
+  block = {f"{attention}/{part}/kernel" for attention in ("SelfAttn", "CrossAttn")
+           for part in ("query", "key", "value", "out")}
   block |= {f"LayerNorm{i}/{leaf}" for i in (1, 2, 3) for leaf in ("scale", "bias")}
   block |= {f"MLP/Dense_{i}/{leaf}" for i in (0, 1) for leaf in ("kernel", "bias")}
   rest = {"EmbedTargets/embedding", "LayerNorm/scale", "LayerNorm/bias", "LogitsDense/kernel", "LogitsDense/bias"}
-  assert {name for name, _ in flatten_names(fresh)} == rest | {f"EncDecBlock{i}/{name}" for i in (0, 1) for name in block}
+  blocks = {f"EncDecBlock{i}/{name}" for i in (0, 1) for name in block}
+  assert {name for name, _ in flatten_names(fresh)} == rest | blocks
   assert not np.any(fresh["LogitsDense"]["kernel"]) and not np.any(fresh["LogitsDense"]["bias"])
   assert np.std(fresh["EmbedTargets"]["embedding"]) < 0.04
   assert 0.8 < np.std(params()["EmbedTargets"]["embedding"]) < 1.2

@@ -9,8 +9,8 @@ import numpy as np
 
 from uvim_like.models.uvim_lm import Model
 
-SMALL = dict(vocab_size=7, seq_len=5, input_size=(8, 12), patches={"size": (4, 3)}, num_layers=2, num_heads=2, mlp_dim=12,
-             emb_dim=16, posemb_type="learn")
+SMALL = dict(vocab_size=7, seq_len=5, input_size=(8, 12), patches={"size": (4, 3)}, num_layers=2, num_heads=2,
+             mlp_dim=12, emb_dim=16, posemb_type="learn")
 IMAGE = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 5), 1, 7)
 

@@ -14,8 +14,9 @@ from uvim_like.trees import flatten_names
 SMALL = dict(inputs={"semantics": (5, 12), "instances": (4, 12)}, outputs={"semantics": (5, 12), "instances": (4, 12)},
              input_size=(9, 16), patch_size=(3, 4), code_len=4, width=8, oracle_depth=1, base_model_depth=2, mlp_dim=12,
              num_heads=2, dict_size=6, codeword_dim=5, with_encoder_ctx=True, with_decoder_ctx=True)
-RELEASED = dict(input_size=(512, 512), patch_size=(16, 16), code_len=256, width=768, oracle_depth=6, base_model_depth=12,
-                num_heads=12, mlp_dim=3072, dict_size=4096, codeword_dim=768, with_encoder_ctx=True, with_decoder_ctx=True)
+RELEASED = dict(input_size=(512, 512), patch_size=(16, 16), code_len=256, width=768, oracle_depth=6,
+                base_model_depth=12, num_heads=12, mlp_dim=3072, dict_size=4096, codeword_dim=768,
+                with_encoder_ctx=True, with_decoder_ctx=True)
 
 
 def shapes(**fields):
@@ -109,7 +110,8 @@ def test_several_codes_of_one_image():
   for sample in range(3):
     alone = values(apply(codes[:, sample], image, method="decode"))
     for k in alone:
-      np.testing.assert_allclose(together[k].reshape(2, 3, *alone[k].shape[1:])[:, sample], alone[k], rtol=1e-5, atol=1e-5)
+      got = together[k].reshape(2, 3, *alone[k].shape[1:])[:, sample]
+      np.testing.assert_allclose(got, alone[k], rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_goes_through_the_code_to_the_oracle():

@@ -1,4 +1,4 @@
-"""Stored runs of the authors' UViM as cases: found by content, every size read from the files, each program compiled once."""
+"""Stored runs of the authors' UViM as cases: found by content, sizes from the files, each program compiled once."""
 
 import functools
 import json

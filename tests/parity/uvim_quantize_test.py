@@ -1,5 +1,7 @@
 """Dictionary splits and code dropout against stored outputs of the authors' program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +36,8 @@ def split_states(data):
 
 def test_splits_are_exact(golden_dir):
   for data in split_files(golden_dir):
-    split = jax.jit(lambda *state: quantize.split_unused(
-        *state, min_count=float(data["min_count"]), perturb=float(data["perturb"])))
+    split = jax.jit(functools.partial(quantize.split_unused, min_count=float(data["min_count"]),
+                                      perturb=float(data["perturb"])))
     for name in split_states(data):
       dictionary, counts, key = split(*(jnp.asarray(data[f"{name}/in/{k}"]) for k in ("dictionary", "counts", "rng")))
       np.testing.assert_array_equal(counts, data[f"{name}/out/counts"], err_msg=name)

@@ -45,8 +45,8 @@ def test_label_planes(stage_one_cases):
     if "out/bins" in case.io:
       case.same(case.planes["depth"], "out/bins")
     if "out/onehot_sums" in case.io:
-      names = [name for name in panoptic_segmentation.CHANNELS]
-      valid = [((case.planes[k] >= 0) & (case.planes[k] < case.model.inputs[k][0])).sum(-1) for k in names]
+      valid = [((case.planes[k] >= 0) & (case.planes[k] < case.model.inputs[k][0])).sum(-1)
+               for k in panoptic_segmentation.CHANNELS]
       case.same(np.stack(valid), "out/onehot_sums")
 
 
@@ -83,8 +83,9 @@ def test_decoding_of_given_codes(stage_one_cases, source):
     for name, values in logits.items():
       stored = f"dec/logits_from_{source}/{name}"
       case.close(values[:len(case[stored])], stored, TOLERANCE)
-    if f"dec/logits_from_{source}_ex1_mean" in case.io:
-      case.close([jnp.mean(logits[name][1]) for name in sorted(logits)], f"dec/logits_from_{source}_ex1_mean", TOLERANCE)
+    means = f"dec/logits_from_{source}_ex1_mean"
+    if means in case.io:
+      case.close([jnp.mean(logits[name][1]) for name in sorted(logits)], means, TOLERANCE)
 
 
 def test_first_codeword_after_the_start_is_the_last_one(stage_one_cases):

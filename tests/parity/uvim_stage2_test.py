@@ -1,5 +1,7 @@
 """UViM's stage II against stored outputs of the authors' program: logits, gradients, decoding, four updates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def test_teacher_forcing(stage_two_cases):
 
 def test_loss_of_the_system(stage_two_cases):
   for case in stage_two_cases:
-    out = jax.jit(lambda batch: case.system.loss(case.variables, (), batch, jax.random.key(0), False))(case.batch)
+    out = jax.jit(case.system.loss, static_argnums=4)(case.variables, (), case.batch, jax.random.key(0), False)
     case.close(out.parts["loss_code"], "out/loss_per_example", TOLERANCE)
     case.close(out.loss, "out/loss", TOLERANCE)
 
@@ -100,10 +102,10 @@ def test_end_to_end(stage_two_cases):
   for case in stage_two_cases:
     batch = {"image": case["in/image"], "image_ctx": case["e2e/in/image_ctx"], "labels": case["e2e/in/labels"]}
     oracle = case.oracle.variables
-    case.same(jax.jit(lambda batch: lm.targets(oracle, batch, parts=case.parts))(batch), "e2e/code_plus1")
-    predict = jax.jit(lambda batch: case.end_to_end.predict["predict"](
-        case.variables, oracle, batch, jax.random.key(0), forbidden=()))
-    got = predict({name: batch[name] for name in ("image", "image_ctx")})
+    case.same(jax.jit(functools.partial(lm.targets, parts=case.parts))(oracle, batch), "e2e/code_plus1")
+    predict = jax.jit(functools.partial(case.end_to_end.predict["predict"], forbidden=()))
+    images = {name: batch[name] for name in ("image", "image_ctx")}
+    got = predict(case.variables, oracle, images, jax.random.key(0))
     case.same(np.stack([got[name] for name in panoptic_segmentation.CHANNELS], axis=-1), "e2e/pred_from_greedy")
 
 

@@ -10,7 +10,8 @@ from uvim_like.systems.uvim import lm, vit
 from uvim_like.training import optim, sharding
 from uvim_like.training.step import start_from, train_step
 
-OPTIMIZER = {"optax_name": "scale_by_adafactor", "optax": {"beta2_cap": 0.95}, "lr": 1e-3, "wd": 1e-5, "grad_clip_norm": 1.0}
+OPTIMIZER = {"optax_name": "scale_by_adafactor", "optax": {"beta2_cap": 0.95}, "lr": 1e-3, "wd": 1e-5,
+             "grad_clip_norm": 1.0}
 STEPS, BATCH = 3, 8
 
 
@@ -50,7 +51,8 @@ def stages(stage_one_config, stage_two_config, make_batch):
   one = vit.make(stage_one_config(model__dict_min_count=1.2, model__code_dropout="random"))
   oracle = randomized(jax.jit(one.init)(jax.random.key(0), batch))
   two = lm.make(stage_two_config())
-  return {"one": (one, oracle, (), batch), "two": (two, randomized(jax.jit(two.init)(jax.random.key(1), batch)), oracle, batch)}
+  language_model = randomized(jax.jit(two.init)(jax.random.key(1), batch))
+  return {"one": (one, oracle, (), batch), "two": (two, language_model, oracle, batch)}
 
 
 @pytest.fixture(scope="module")

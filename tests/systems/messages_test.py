@@ -37,14 +37,14 @@ def test_wrong_stage_one(stage_one_config, changes, message):
 @pytest.mark.parametrize("changes, message", [
     ({"model__num_layer": 1}, "config.model: unknown field 'num_layer'; did you mean 'num_layers'?"),
     ({"model__seq_len": None}, "config.model: 'seq_len' is missing"),
-    ({"model__vocab_size": 12}, "config.model.vocab_size: 12, but the oracle's dictionary of 12 words and the start token "
-                                "need 13"),
+    ({"model__vocab_size": 12},
+     "config.model.vocab_size: 12, but the oracle's dictionary of 12 words and the start token need 13"),
     ({"model__seq_len": 9}, "config.model.seq_len: 9, but the oracle's code has 4 words"),
     ({"model__input_size": [8, 10]}, "config.model.input_size: width 10 is no multiple of the patch's 4; nearest: 8"),
     ({"model__emb_dim": 15}, "config.model.emb_dim: 15 is no multiple of num_heads 2"),
     ({"oracle__model__widht": 8}, "config.oracle.model: unknown field 'widht'; did you mean 'width'?"),
-    ({"oracle__model__input_size": [8, 13]}, "config.oracle.model.input_size: width 13 is no multiple of the patch's 3; "
-                                             "nearest: 12"),
+    ({"oracle__model__input_size": [8, 13]},
+     "config.oracle.model.input_size: width 13 is no multiple of the patch's 3; nearest: 12"),
     ({"oracle__task": "dept"}, "config.oracle.task: unknown name 'dept'; did you mean 'depth'?"),
     ({"dtype": "bfloat32"}, "config.dtype: unknown value 'bfloat32'; did you mean '"),
     ({"remat": "dot"}, "config.remat: unknown value 'dot'; did you mean 'dots'?")])

@@ -202,7 +202,8 @@ def test_only_the_language_model_learns(two):
   assert set(out.parts) == {"loss_code", "accuracy"}
   np.testing.assert_allclose(loss, out.parts["loss_code"].mean(), rtol=1e-6)
   assert jax.tree.structure(grads) == jax.tree.structure(variables.params)
-  to_oracle = jax.jit(jax.grad(lambda params: system.loss(variables, frozen.replace(params=params), batch, KEY, True).loss))
+  to_oracle = jax.jit(jax.grad(
+      lambda params: system.loss(variables, frozen.replace(params=params), batch, KEY, True).loss))
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_oracle(frozen.params)))
   for (name, got), (_, want) in zip(flatten_names(frozen), flatten_names(before), strict=True):
     np.testing.assert_array_equal(got, want, err_msg=name)
@@ -220,7 +221,8 @@ def test_targets_are_words_plus_one(two, stage_two_config):
 
 def test_stage_two_prediction(two):
   system, variables, frozen, batch = two
-  run = jax.jit(lambda **options: system.predict["predict"](variables, frozen, {"image": batch["image"]}, KEY, **options),
+  images = {"image": batch["image"]}
+  run = jax.jit(lambda **options: system.predict["predict"](variables, frozen, images, KEY, **options),
                 static_argnames=("num_samples", "temperature"))
   once, thrice = run(), run(num_samples=3)
   for name in ("semantics", "instances"):
