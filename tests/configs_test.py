@@ -160,12 +160,13 @@ def test_scenes_runlocal_is_the_measured_recipe():
   for config in (one, two):
     net = config.get("oracle", config).model
     assert (net.width, net.num_heads, net.mlp_dim, net.oracle_depth, net.base_model_depth) == (128, 4, 256, 2, 4)
-    assert (net.code_len, net.dict_size, net.codeword_dim, net.dict_momentum) == (16, 64, 128, 0.98)
-    assert (net.bottleneck_resize, net.code_dropout, dict(net.inputs)) == (True, "random", {"depth": (64, 64)})
+    assert (net.code_len, net.dict_size, net.codeword_dim, net.dict_momentum) == (16, 64, 128, 0.95)
+    assert (net.bottleneck_resize, net.code_dropout, dict(net.inputs)) == (True, "random", {"depth": (32, 64)})
     assert (config.dataset, config.batch_size, config.lr, config.wd) == ("scenes/mini", 64, 2e-3, 1e-4)
     assert (config.optax_name, config.optax.to_dict()) == ("scale_by_adam", {"b1": 0.9, "b2": 0.95})
-    assert config.schedule.to_dict() == {"decay_type": "cosine", "warmup_steps": 200}
-  assert (one.total_steps, two.total_steps) == (1400, 3000)
+    assert config.schedule.to_dict() == {"decay_type": "cosine", "warmup_steps": config.total_steps // 10}
+    assert config.depth_val.pred_kw.to_dict() == {"task_options": {"estimate": "mean"}}
+  assert (one.total_steps, two.total_steps) == (900, 1200)
   assert (two.model.num_layers, two.model.emb_dim, two.model.target_emb_scale) == (4, 128, 0.1)
   two.oracle.model_init = "workdir/one"
   assert two.model_init.base_model == "workdir/one"

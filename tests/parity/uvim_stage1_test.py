@@ -46,7 +46,7 @@ def test_label_planes(stage_one_cases):
       case.same(case.planes["depth"], "out/bins")
     if "out/onehot_sums" in case.io:
       valid = [((case.planes[k] >= 0) & (case.planes[k] < case.model.inputs[k][0])).sum(-1)
-               for k in panoptic_segmentation.CHANNELS]
+               for k in panoptic_segmentation.PLANES]
       case.same(np.stack(valid), "out/onehot_sums")
 
 
@@ -68,7 +68,7 @@ def test_predictions(stage_one_cases):
       fraction = key.partition("minfrac")[2]
       prediction = case.predict(**({"task_options": {"min_fraction": float(fraction)}} if fraction else {}))
       if case.kind == "panoptic":
-        case.same(np.stack([prediction[name] for name in panoptic_segmentation.CHANNELS], axis=-1), key)
+        case.same(np.stack([prediction[name] for name in panoptic_segmentation.PLANES], axis=-1), key)
       else:
         case.close(prediction[key.removeprefix("out/pred/")], key, TOLERANCE)
     if "out/pred_ins_margin" in case.io:

@@ -106,7 +106,7 @@ def test_end_to_end(stage_two_cases):
     predict = jax.jit(functools.partial(case.end_to_end.predict["predict"], forbidden=()))
     images = {name: batch[name] for name in ("image", "image_ctx")}
     got = predict(case.variables, oracle, images, jax.random.key(0))
-    case.same(np.stack([got[name] for name in panoptic_segmentation.CHANNELS], axis=-1), "e2e/pred_from_greedy")
+    case.same(np.stack([got[name] for name in panoptic_segmentation.PLANES], axis=-1), "e2e/pred_from_greedy")
 
 
 def test_gradients(stage_two_cases):

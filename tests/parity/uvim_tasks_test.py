@@ -50,6 +50,6 @@ def test_panoptic_merging(golden_dir):
     for i, fraction in enumerate(case["min_fraction"]):
       got = panoptic_segmentation.merge(jnp.asarray(data["semantics"]), jnp.asarray(data["instances"]),
                                         min_fraction=fraction)
-      for channel, name in enumerate(panoptic_segmentation.CHANNELS):
+      for channel, name in enumerate(panoptic_segmentation.PLANES):
         assert got[name].dtype == jnp.int32
         np.testing.assert_array_equal(got[name], data[f"out_{i}"][..., channel], err_msg=f"{name}, {fraction}")

@@ -139,5 +139,5 @@ def test_perfect_logits_give_back_the_labels():
     kernel = np.moveaxis(logits_of(np.asarray(planes[k][0]), classes), -1, 1)
     outputs[k] = Planes(jnp.eye(6)[None], jnp.asarray(kernel), jnp.zeros((classes, 6)))
   got = task.from_planes(outputs, grid=(2, 3), patch=(3, 2))
-  np.testing.assert_array_equal(np.stack([got[k] for k in task.CHANNELS], -1), labels)
+  np.testing.assert_array_equal(np.stack([got[k] for k in task.PLANES], -1), labels)
   assert to_patches(labels, (3, 2)).shape == (1, 6, 2, 6)

@@ -16,6 +16,7 @@ Dtype = Any
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 REMAT = ("none", "dots", "full")
+POSITIONS = ("learn", "sincos2d")
 
 
 class Attention(nn.Module):

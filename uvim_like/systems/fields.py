@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from uvim_like.errors import UserError, unknown
+from uvim_like.errors import UserError, suggest, unknown
 from uvim_like.models.layers import REMAT
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,8 +37,8 @@ def build(module: type[M], fields: Mapping[str, Any], config: Mapping[str, Any],
     raise UserError(f"{where}: '{missing[0]}' is missing")
   settings = {name: config.get(name) for name in common if config.get(name) is not None}
   for name, value in settings.items():
-    if value not in common[name]:
-      raise unknown("value", value, map(str, common[name]), where=f"config.{name}")
+    if value not in tuple(common[name]) or (isinstance(value, bool) != (name == "scan_layers")):
+      raise unknown("value", str(value), map(str, common[name]), where=f"config.{name}")
   if "dtype" in settings:
     settings["dtype"] = DTYPES[settings["dtype"]]
   return module(**{name: _plain(value) for name, value in fields.items()}, **settings)
@@ -54,6 +54,22 @@ def check_patches(size: Any, patch: Any, *, where: str) -> None:
     if side % step:
       raise UserError(f"{where}.input_size: {axis} {side} is no multiple of the patch's {step}; "
                       f"nearest: {max(step, round(side / step) * step)}")
+
+
+def check_choice(value: Any, choices: tuple[str, ...], *, where: str) -> None:
+  """Raises UserError unless `value` is one of the words that a field may hold."""
+  if value not in choices:
+    raise UserError(f"{where}: '{value}' is none of {', '.join(choices)}; {suggest(str(value), choices)}")
+
+
+def check_width(width: int, num_heads: int, posemb: str, *, where: str) -> None:
+  """Raises UserError unless the width divides among the heads and the position embedding is of a known kind."""
+  if width % num_heads:
+    raise UserError(f"{where}: {width} is no multiple of num_heads {num_heads}; nearest: "
+                    f"{max(1, round(width / num_heads)) * num_heads}")
+  if posemb == "sincos2d" and (width % 4 or width < 8):
+    raise UserError(f"{where}: {width} is no multiple of 4 from 8 on, which sincos2d needs; nearest: "
+                    f"{max(2, round(width / 4)) * 4}")
 
 
 def _plain(value: Any) -> Any:

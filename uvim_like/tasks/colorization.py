@@ -13,8 +13,9 @@ from uvim_like.ops.planes import Loss, Planes
 
 Array = jax.Array
 Spec = Mapping[str, tuple[int, int]]
+PLANES = ("color",)
 OUTPUTS = ("color",)
-LABELS = jax.ShapeDtypeStruct((3,), jnp.float32)  # one pixel of the batch\'s labels
+LABELS = jax.ShapeDtypeStruct((3,), jnp.float32)  # one pixel of the batch's labels
 
 
 def to_planes(labels: Array, *, patch: tuple[int, int], spec: Spec) -> dict[str, Array]:

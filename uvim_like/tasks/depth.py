@@ -15,8 +15,9 @@ from uvim_like.ops.planes import Loss, Planes
 Array = jax.Array
 Spec = Mapping[str, tuple[int, int]]
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres, NYU Depth V2
+PLANES = ("depth",)
 OUTPUTS = ("depth",)
-LABELS = jax.ShapeDtypeStruct((1,), jnp.float32)  # one pixel of the batch\'s labels
+LABELS = jax.ShapeDtypeStruct((1,), jnp.float32)  # one pixel of the batch's labels
 OPTIONS = ("min_depth", "max_depth")  # config keys that every function below takes
 
 

@@ -14,8 +14,9 @@ from uvim_like.tasks.depth import MAX_DEPTH, MIN_DEPTH
 
 Array = jax.Array
 Spec = Mapping[str, tuple[int, int]]
+PLANES = ("depth",)
 OUTPUTS = ("depth",)
-LABELS = jax.ShapeDtypeStruct((1,), jnp.float32)  # one pixel of the batch\'s labels
+LABELS = jax.ShapeDtypeStruct((1,), jnp.float32)  # one pixel of the batch's labels
 _MIDDLE = (MIN_DEPTH + MAX_DEPTH) / 2
 
 

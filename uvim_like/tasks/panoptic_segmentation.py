@@ -14,20 +14,20 @@ from uvim_like.ops.planes import Loss, Planes
 
 Array = jax.Array
 Spec = Mapping[str, tuple[int, int]]
-CHANNELS = ("semantics", "instances")
-OUTPUTS = CHANNELS
-LABELS = jax.ShapeDtypeStruct((2,), jnp.int32)  # one pixel of the batch\'s labels
+PLANES = ("semantics", "instances")
+OUTPUTS = PLANES
+LABELS = jax.ShapeDtypeStruct((2,), jnp.int32)  # one pixel of the batch's labels
 
 
 def to_planes(labels: Array, *, patch: tuple[int, int], spec: Spec) -> dict[str, Array]:
   """Labels (B, H, W, 2) int to {"semantics", "instances"}: (B, N, P) int."""
   del spec  # the classes bound the loss and the embedding, not the labels
-  return {name: to_patches(labels[..., i].astype(jnp.int32), patch) for i, name in enumerate(CHANNELS)}
+  return {name: to_patches(labels[..., i].astype(jnp.int32), patch) for i, name in enumerate(PLANES)}
 
 
 def losses(outputs: Mapping[str, Planes], planes: Mapping[str, Array]) -> dict[str, Loss]:
   """{"loss_semantics", "loss_instances"}: mean cross entropy over all pixels (UViM, section 4.1)."""
-  return {f"loss_{name}": outputs[name].cross_entropy(planes[name]) for name in CHANNELS}
+  return {f"loss_{name}": outputs[name].cross_entropy(planes[name]) for name in PLANES}
 
 
 def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: tuple[int, int],
@@ -40,7 +40,7 @@ def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: 
     patch: (ph, pw) pixels.
     min_fraction: see `merge`.
   """
-  return merge(*(from_patches(outputs[name].values(), grid, patch) for name in CHANNELS), min_fraction=min_fraction)
+  return merge(*(from_patches(outputs[name].values(), grid, patch) for name in PLANES), min_fraction=min_fraction)
 
 
 def merge(semantics: Array, instances: Array, *, min_fraction: float = 0.0) -> dict[str, Array]:

@@ -80,8 +80,8 @@ def train_step(state: TrainState, frozen: Tree, batch: Batch, key: Array, *, sys
   ema = state.ema
   if ema_decay:
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
-  metrics = {"loss": loss, **parts, **grad_norms(grads), "update_norm": optax.global_norm(updates),
-             "param_norm": optax.global_norm(params)}
+  metrics = {"loss": loss, **parts, **grad_norms(grads), "update_norm": optax.tree.norm(updates),
+             "param_norm": optax.tree.norm(params)}
   return TrainState(state.step + 1, Vars(params, next_state), opt, ema), metrics
 
 
@@ -116,7 +116,7 @@ def _accumulated(variables: Vars, frozen: Tree, batch: Batch, key: Array, system
 
 def grad_norms(grads: Tree) -> dict[str, Array]:
   """{"grad_norm": (), "grad_norm/<group>": ()} with the first level of the tree as groups."""
-  groups = {f"grad_norm/{name}": optax.global_norm(tree) for name, tree in grads.items()}
+  groups = {f"grad_norm/{name}": optax.tree.norm(tree) for name, tree in grads.items()}
   return {"grad_norm": jnp.sqrt(sum(jnp.square(norm) for norm in groups.values())), **groups}
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from uvim_like import weights
 from uvim_like.decoding import autoregressive
-from uvim_like.errors import UserError
+from uvim_like.errors import UserError, unknown
+from uvim_like.models.layers import POSITIONS
 from uvim_like.models.uvim import Model as BaseModel
 from uvim_like.models.uvim_lm import Model
 from uvim_like.ops.losses import example_mean, softmax_cross_entropy
 from uvim_like.systems.base import LossOut, System, Vars
-from uvim_like.systems.fields import build, check_patches
+from uvim_like.systems.fields import build, check_choice, check_patches, check_width
 from uvim_like.systems.uvim import pretrained, vit
 from uvim_like.tasks.base import Task, bind
 
@@ -42,6 +43,7 @@ def make(config: Mapping[str, Any]) -> System:
   model = build(Model, config["model"], config, where="config.model")
   check_sizes(model, oracle)
   parts = Parts(model, oracle, bind(block["task"], config, where="config.oracle.task"))
+  vit.check_task(oracle, parts.task, where="config.oracle.model")
   return System(init=functools.partial(init, parts=parts), loss=functools.partial(loss, parts=parts),
                 predict={"predict": functools.partial(predict, parts=parts),
                          "sequences": functools.partial(sequences, parts=parts)},
@@ -58,9 +60,13 @@ def check_sizes(model: Model, oracle: BaseModel) -> None:
                     f"and the start token need {oracle.dict_size + 1}")
   if model.seq_len != oracle.code_len:
     raise UserError(f"config.model.seq_len: {model.seq_len}, but the oracle's code has {oracle.code_len} words")
+  if model.patches is not None and set(model.patches) != {"size"}:
+    raise unknown("key", *[key for key in model.patches if key != "size"][:1], ["size"], where="config.model.patches")
   check_patches(model.input_size, model.patch_size, where="config.model")
-  if model.num_layers and model.emb_dim % model.num_heads:
-    raise UserError(f"config.model.emb_dim: {model.emb_dim} is no multiple of num_heads {model.num_heads}")
+  check_choice(model.posemb_type, POSITIONS, where="config.model.posemb_type")
+  check_width(model.emb_dim, model.num_heads, model.posemb_type, where="config.model.emb_dim")
+  if oracle.zero_decoder_seq:
+    raise UserError("config.oracle.model.zero_decoder_seq: a base model without a code leaves nothing to write; set it False")
 
 
 def load_oracle(source: str | None, oracle: BaseModel, task: Task) -> Vars:

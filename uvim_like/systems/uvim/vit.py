@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from uvim_like import weights
 from uvim_like.errors import UserError
+from uvim_like.models.layers import POSITIONS
 from uvim_like.models.uvim import Code, Model
 from uvim_like.ops import quantize
 from uvim_like.ops.losses import example_mean
 from uvim_like.systems.base import LossOut, System, Vars
-from uvim_like.systems.fields import build, check_patches
+from uvim_like.systems.fields import build, check_choice, check_patches, check_width
 from uvim_like.tasks.base import Task, bind
 
 Array = jax.Array
@@ -30,6 +31,7 @@ def make(config: Mapping[str, Any]) -> System:
   """
   model = make_model(config["model"], config, where="config.model")
   task = bind(config["task"], config)
+  check_task(model, task, where="config.model")
   shared = dict(model=model, task=task)
   loss = functools.partial(stage_one_loss, **shared, w_commitment=config.get("w_commitment", 0.0),
                            freeze_dict=config.get("freeze_dict", False))
@@ -47,20 +49,47 @@ def make_model(fields: Mapping[str, Any], config: Mapping[str, Any], *, where: s
   """The stage I network of a `model` block, checked before anything is compiled."""
   model = build(Model, fields, config, where=where)
   check_patches(model.input_size, model.patch_size, where=where)
-  for key, choices in (("code_dropout", CODE_DROPOUT), ("quantizer", QUANTIZERS)):
-    if getattr(model, key) not in choices:
-      raise UserError(f"{where}.{key}: '{getattr(model, key)}' is none of {', '.join(choices)}")
-  pixels = math.prod(model.patch_size)
-  for name, (_, plane) in {**model.inputs, **model.outputs}.items():
-    if plane != pixels:
-      raise UserError(f"{where}.inputs: '{name}' has {plane} pixels in a patch, patch_size {model.patch_size} has {pixels}")
+  for key, choices in (("code_dropout", CODE_DROPOUT), ("quantizer", QUANTIZERS), ("posemb", POSITIONS)):
+    check_choice(getattr(model, key), choices, where=f"{where}.{key}")
+  check_width(model.width, model.num_heads, model.posemb, where=f"{where}.width")
+  for block in ("inputs", "outputs"):
+    check_planes(getattr(model, block), model.patch_size, where=f"{where}.{block}")
+  if model.code_len < 1:
+    raise UserError(f"{where}.code_len: {model.code_len} words are no code; nearest: 1")
   if model.bottleneck_resize and model.code_side ** 2 != model.code_len:
     raise UserError(f"{where}.code_len: {model.code_len} is no square, which bottleneck_resize needs; "
                     f"nearest: {model.code_side ** 2}")
-  if model.quantizer == "fsq" and quantize.fsq_size(model.fsq_levels) != model.dict_size:
+  if model.quantizer == "fsq":
+    check_levels(model, where=where)
+  return model
+
+
+def check_planes(planes: Mapping[str, tuple[int, int]], patch: tuple[int, int], *, where: str) -> None:
+  """Raises UserError unless every plane is (classes, pixels of a patch)."""
+  for name, plane in planes.items():
+    if not isinstance(plane, tuple) or len(plane) != 2:
+      raise UserError(f"{where}: '{name}' is {plane!r}; (classes, pixels in a patch) is needed")
+    if plane[1] != math.prod(patch):
+      raise UserError(f"{where}: '{name}' has {plane[1]} pixels in a patch, patch_size {patch} has {math.prod(patch)}")
+
+
+def check_levels(model: Model, *, where: str) -> None:
+  """Raises UserError unless the levels of a finite scalar quantiser make the dictionary."""
+  if not model.fsq_levels or min(model.fsq_levels) < 2:
+    raise UserError(f"{where}.fsq_levels: {model.fsq_levels}; every coordinate needs 2 levels or more, 5 are better")
+  if quantize.fsq_size(model.fsq_levels) != model.dict_size:
     raise UserError(f"{where}.dict_size: {model.dict_size} words, but fsq_levels {model.fsq_levels} make "
                     f"{quantize.fsq_size(model.fsq_levels)}")
-  return model
+
+
+def check_task(model: Model, task: Task, *, where: str) -> None:
+  """Raises UserError unless the network reads and predicts exactly the task's planes."""
+  for block in ("inputs", "outputs"):
+    planes = getattr(model, block)
+    if set(planes) != set(task.planes):
+      wrong = sorted(set(planes) ^ set(task.planes))
+      raise UserError(f"{where}.{block}: {sorted(planes)} do not go with the task, whose planes are {list(task.planes)}; "
+                      f"look at {wrong}")
 
 
 def context(batch: Mapping[str, Array]) -> Array:
