@@ -93,6 +93,17 @@ def test_many_instances_do_not_run_into_the_next_category():
   assert len(segments) == 1200 and {s["category_id"] for s in segments} == {3}
 
 
+def test_class_that_the_dataset_does_not_have_is_void():
+  """Heads of 134 classes are trained on datasets with fewer; an untrained one predicts any of them."""
+  metric = coco_panoptic.make(categories=CATEGORIES)
+  ids = picture("11 22")
+  target = {"panoptic_image": np.stack([ids, 0 * ids, 0 * ids], -1).astype(np.uint8),
+            "panoptic_objects/id": np.array([1, 2]), "panoptic_objects/label": np.array([0, 2]),
+            "panoptic_objects/is_crowd": np.array([False, False])}
+  stats = metric.update(metric.init(), {"semantics": picture("11 99"), "instances": picture("11 11")}, target)
+  assert stats[:, 1:].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]  # TP, FP, FN of cat, dog, sky
+
+
 def test_values_outside_the_table_are_named():
   with pytest.raises(UserError, match="semantics 0..3"):
     pq.two_channel_to_segments(picture("14 11"), picture("11 11"), TABLE)

@@ -14,7 +14,7 @@ from uvim_like.tasks import classes
 
 _PROTOCOL = ("PQ as fractions, COCO rules: IoU > 0.5 without void, crowds ignored, sums over the dataset, mean over "
              "the classes of '{name}' that occur (nan when none does); prediction nearest-resized to the image's true "
-             "size, pieces of one stuff class merged")
+             "size, pieces of one stuff class merged; a predicted class that the dataset does not have is void")
 
 
 def make(*, dataset: str = "coco/2017_panoptic", categories: Sequence[Mapping[str, Any]] | None = None) -> Metric:
@@ -47,6 +47,7 @@ def image_stats(output: Example, target: Example, table: classes.ClassTable) -> 
   gt_ids = pq.rgb_to_id(required(target, "panoptic_image", where="coco_panoptic, target"))
   semantics, instances = (resize_nearest(required(output, key, where="coco_panoptic, prediction"), gt_ids.shape)
                           for key in ("semantics", "instances"))
+  semantics = np.where(semantics > len(table.ids), 0, semantics)  # a head may have more classes than the dataset
   pred_ids, pred_segments = pq.two_channel_to_segments(semantics, instances, table)
   return pq.stats_array(pq.match_segments(pred_ids, pred_segments, gt_ids, gt_segments(target, table)), table)
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -15,6 +15,7 @@ from uvim_like.systems.base import System, Vars
 Array = jax.Array
 Tree = Any
 Batch = Mapping[str, Array]
+TOTALS = ("loss", "grad_norm", "update_norm", "param_norm")  # metrics that say that something is wrong, not what
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -127,24 +128,6 @@ def first_non_finite(metrics: Mapping[str, Any]) -> str | None:
     metrics: host numbers of one step.
   """
   bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-  order = (lambda n: n not in ("loss", "param_norm", "update_norm") and not n.startswith("grad_norm"),
-           lambda n: n.startswith("grad_norm/"), lambda n: True)
-  for wanted in order:
-    found = [name for name in bad if wanted(name)]
-    if found:
-      return found[0]
-  return None
-
-
-def compile_step(system: System, tx: optax.GradientTransformation, *, accumulate: int, ema_decay: float | None,
-                 shardings: Any) -> Callable:
-  """The jitted `train_step`; the state is donated, its sharding kept.
-
-  Args:
-    system: the training problem.
-    tx: the optimizer.
-    accumulate, ema_decay: see `train_step`.
-    shardings: of the `TrainState`.
-  """
-  step = functools.partial(train_step, system=system, tx=tx, accumulate=accumulate, ema_decay=ema_decay)
-  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  groups = [name for name in bad if name.startswith("grad_norm/")]
+  parts = [name for name in bad if name not in groups and name not in TOTALS]
+  return next(iter(parts + groups + bad), None)
