@@ -22,7 +22,7 @@ from uvim_like.errors import UserError
 from uvim_like.evaluators import nyu_depth
 from uvim_like.training import batches
 
-IMAGES = {"train": 12_000, "validation": 400}
+IMAGES = {"train": 10_000, "validation": 400}
 METRICS = ("RMSE", "abs_RE", "delta1")
 TRIAL_STEPS, FEWEST_STEPS = 15, 300
 
@@ -35,6 +35,7 @@ class Training(NamedTuple):
     title: in the table.
     config: its file.
     minutes: what it may take; the number of steps follows from the speed of the machine.
+    cost: of one step, as a share of a step of stage I.
     most: steps at most, however fast the machine.
     overrides: of the config.
   """
@@ -42,6 +43,7 @@ class Training(NamedTuple):
   title: str
   config: str
   minutes: float
+  cost: float
   most: int
   overrides: tuple[str, ...] = ()
 
@@ -50,11 +52,11 @@ def trainings(out: pathlib.Path) -> list[Training]:
   """The demo's three trainings, in order."""
   return [
       Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py",
-               minutes=5.5, most=1600),
+               minutes=6, cost=1.0, most=1600),
       Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py",
-               minutes=1.5, most=800),
+               minutes=1, cost=0.7, most=800),
       Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
-               minutes=5.5, most=2000, overrides=(f"oracle.model_init={out / 'stage1'}",)),
+               minutes=5.2, cost=0.75, most=2000, overrides=(f"oracle.model_init={out / 'stage1'}",)),
   ]
 
 
@@ -82,9 +84,10 @@ def run(out: pathlib.Path, *, steps: int | None, images: int, workers: int) -> N
   if not all((data / f"{split}.npz").exists() for split in IMAGES):
     command("tools.make_data", "scenes", f"--out={data}", "--format=npz", "--config=mini", "--task=depth",
             f"--num=train:{images},validation:{IMAGES['validation']}", f"--workers={workers}")
-  rows = [constant_map_row(data)]
+  rows, planned = [constant_map_row(data)], plan(out, data, steps=steps)
   for training in trainings(out):
-    train(training, out, data, steps=steps)
+    count = planned[training.name]
+    command("train", *arguments(training, out / training.name, data, steps=count, every=max(1, count // 3)))
     rows.append(table_row(training, out))
   (out / "table.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
   workdirs = ",".join(str(out / training.name) for training in trainings(out))
@@ -101,13 +104,14 @@ def command(module: str, *words: str) -> None:
     raise UserError(f"'python -m {module}' ended with status {status}; its message stands above")
 
 
-def train(training: Training, out: pathlib.Path, data: pathlib.Path, *, steps: int | None) -> None:
-  """Runs one training of the demo on the rendered examples; a finished or begun one goes on as it was planned."""
-  workdir = out / training.name
-  if (workdir / "config.json").exists():
-    steps = configs.from_json((workdir / "config.json").read_text(encoding="utf-8")).total_steps
-  steps = steps or affordable_steps(training, data)
-  command("train", *arguments(training, workdir, data, steps=steps, every=max(1, steps // 4)))
+def plan(out: pathlib.Path, data: pathlib.Path, *, steps: int | None) -> dict[str, int]:
+  """Steps of each training, kept in a file so that an interrupted demo goes on as it was planned."""
+  path = out / "plan.json"
+  if not path.exists():
+    seconds = None if steps else stage_one_seconds(out, data)
+    planned = {training.name: steps or affordable_steps(training, seconds) for training in trainings(out)}
+    path.write_text(json.dumps(planned), encoding="utf-8")
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, every: int) -> list[str]:
@@ -119,14 +123,18 @@ def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, 
           *(f"--config.{override}" for override in overrides)]
 
 
-def affordable_steps(training: Training, data: pathlib.Path) -> int:
-  """As many steps as its minutes allow on this machine, found by a trial whose compiled program is then used again."""
+def stage_one_seconds(out: pathlib.Path, data: pathlib.Path) -> float:
+  """Seconds of a step of stage I on this machine, by a trial whose compiled program is then used again."""
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "trial"
-    command("train", *arguments(training, workdir, data, steps=TRIAL_STEPS, every=TRIAL_STEPS),
+    command("train", *arguments(trainings(out)[0], workdir, data, steps=TRIAL_STEPS, every=TRIAL_STEPS),
             "--config.log_training_steps=5", "--config.val_split=None", "--config.evals=[]")
-    step_seconds = np.median([line["step_seconds"] for line in metrics(workdir) if "step_seconds" in line])
-  return int(np.clip(training.minutes * 60 / step_seconds, FEWEST_STEPS, training.most))
+    return float(np.median([line["step_seconds"] for line in metrics(workdir) if "step_seconds" in line]))
+
+
+def affordable_steps(training: Training, seconds: float) -> int:
+  """As many steps as its minutes allow where a step of stage I takes so many seconds."""
+  return int(np.clip(training.minutes * 60 / (training.cost * seconds), FEWEST_STEPS, training.most))
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
