@@ -106,6 +106,17 @@ def test_eval_only_reads_the_checkpoint(stage_one):
   assert len(metrics(workdir)) > count and metrics(workdir)[-1]["step"] == 4
 
 
+def test_every_option_of_the_loop_together(stage_one, tmp_path):
+  """bfloat16, rematerialised scanned layers, accumulation, averaged weights and split parameters, for stage II too."""
+  task, oracle = stage_one
+  options = ("dtype=bfloat16", "remat=dots", "scan_layers=True", "grad_accum_steps=2", "ema_decay=0.9", "batch_size=16",
+             "mesh=[('data', 4), ('fsdp', 2)]", "sharding=[('.*', 'fsdp')]", "val_split=None", "evals=[]")
+  for stage, extra in ((1, ()), (2, (f"oracle.model_init={oracle}",))):
+    workdir = tmp_path / f"stage{stage}"
+    assert train.main(command(f"{task}_stage{stage}", workdir, *options, *extra, steps=2)) == 0
+    assert len(losses(workdir)) == 2 and all(np.isfinite(losses(workdir)))
+
+
 def npz_examples(folder: pathlib.Path, count: int = 16) -> pathlib.Path:
   """Made-up finished examples, as somebody without TensorFlow would write them."""
   numbers = np.random.RandomState(0)
