@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if spec is None:
       raise UserError("--config is missing: --config=configs/uvim/depth_stage1.py:scenes,runlocal")
     config = configs.load_file(spec, overrides)
+    if options.distributed:
+      jax.distributed.initialize()
     run(config, pathlib.Path(options.workdir).expanduser(), eval_only=options.eval_only)
   except UserError as error:
     if "--debug" in argv:
@@ -46,6 +48,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
                                    epilog="--config=FILE.py[:arguments] and --config.key=value set the experiment.")
   parser.add_argument("--workdir", required=True, help="folder of the run: config, metrics, checkpoints, weights")
   parser.add_argument("--eval_only", action="store_true", help="evaluate the newest checkpoint and stop")
+  parser.add_argument("--distributed", action="store_true",
+                      help="several processes: find each other as TPU pods, Slurm and Open MPI tell them to")
   parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   return parser.parse_args(words)
 

@@ -24,7 +24,8 @@ from uvim_like.training import batches
 
 IMAGES = {"train": 10_000, "validation": 400}
 METRICS = ("RMSE", "abs_RE", "delta1")
-TRIAL_STEPS, FEWEST_STEPS = 20, 300
+TRIAL_STEPS = 20
+REPORT_SECONDS, START_SECONDS = 40, 30  # of the page; of a training's start and its evaluations
 
 
 class Training(NamedTuple):
@@ -34,16 +35,18 @@ class Training(NamedTuple):
     name: of its workdir.
     title: in the table.
     config: its file.
-    minutes: what it may take; the number of steps follows from the speed of the machine.
+    share: of the time that is left when it begins; the number of steps follows from the speed of the machine.
     cost: of one step, as a share of a step of stage I.
-    most: steps at most, however fast the machine.
+    fewest: steps at least, however slow the machine: below, nothing is learned that is worth a picture.
+    most: steps at most, however fast.
     overrides: of the config.
   """
   name: str
   title: str
   config: str
-  minutes: float
+  share: float
   cost: float
+  fewest: int
   most: int
   overrides: tuple[str, ...] = ()
 
@@ -52,11 +55,12 @@ def trainings(out: pathlib.Path) -> list[Training]:
   """The demo's three trainings, in order."""
   return [
       Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py",
-               minutes=6, cost=1.0, most=1600),
+               share=0.48, cost=1.0, fewest=650, most=1600),
       Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py",
-               minutes=1, cost=0.7, most=800),
+               share=0.1, cost=0.7, fewest=150, most=800),
       Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
-               minutes=5.2, cost=0.75, most=2000, overrides=(f"oracle.model_init={out / 'stage1'}",)),
+               share=1.0, cost=0.75, fewest=650, most=2000,
+               overrides=(f"oracle.model_init={out / 'stage1'}",)),
   ]
 
 
@@ -65,30 +69,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", default="demo", help="folder for data, workdirs and report.html")
+  parser.add_argument("--minutes", type=float, default=16, help="about how long it may take, installation aside")
   parser.add_argument("--steps", type=int, default=None, help="steps of every training, to try the demo in a minute")
   parser.add_argument("--images", type=int, default=IMAGES["train"], help="number of training images")
   parser.add_argument("--workers", type=int, default=2, help="processes that render")
   options = parser.parse_args(argv)
   try:
-    run(pathlib.Path(options.out), steps=options.steps, images=options.images, workers=options.workers)
+    run(pathlib.Path(options.out), minutes=options.minutes, steps=options.steps, images=options.images, workers=options.workers)
   except UserError as error:
     print(f"demo: {error}", file=sys.stderr)
     return 2
   return 0
 
 
-def run(out: pathlib.Path, *, steps: int | None, images: int, workers: int) -> None:
+def run(out: pathlib.Path, *, minutes: float, steps: int | None, images: int, workers: int) -> None:
   """Data, trainings, table, page."""
   began = time.perf_counter()
+  end = began + 60 * minutes
   data = out / "data"
   if not all((data / f"{split}.npz").exists() for split in IMAGES):
     command("tools.make_data", "scenes", f"--out={data}", "--format=npz", "--config=mini", "--task=depth",
             f"--num=train:{images},validation:{IMAGES['validation']}", f"--workers={workers}")
-  rows, planned = [constant_map_row(data)], plan(out, data, steps=steps)
-  for training in trainings(out):
-    count = planned[training.name]
+  rows, remaining = [constant_map_row(data)], trainings(out)
+  seconds = None if steps else stage_one_seconds(out, data)  # of a step of stage I
+  while remaining:
+    training, *others = remaining
+    left = end - time.perf_counter() - REPORT_SECONDS - START_SECONDS * len(remaining)
+    count = planned_steps(training, out, steps or affordable_steps(training, seconds, left))
     command("train", *arguments(training, out / training.name, data, steps=count, every=max(1, count // 3)))
     rows.append(table_row(training, out))
+    seconds, remaining = rows[-1]["minutes"] * 60 / count / training.cost, others
   (out / "table.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
   workdirs = ",".join(str(out / training.name) for training in trainings(out))
   command("tools.report", f"--workdir={workdirs}", f"--table={out / 'table.json'}", f"--out={out / 'report.html'}")
@@ -104,14 +114,10 @@ def command(module: str, *words: str) -> None:
     raise UserError(f"'python -m {module}' ended with status {status}; its message stands above")
 
 
-def plan(out: pathlib.Path, data: pathlib.Path, *, steps: int | None) -> dict[str, int]:
-  """Steps of each training, kept in a file so that an interrupted demo goes on as it was planned."""
-  path = out / "plan.json"
-  if not path.exists():
-    seconds = None if steps else stage_one_seconds(out, data)
-    planned = {training.name: steps or affordable_steps(training, seconds) for training in trainings(out)}
-    path.write_text(json.dumps(planned), encoding="utf-8")
-  return json.loads(path.read_text(encoding="utf-8"))
+def planned_steps(training: Training, out: pathlib.Path, steps: int) -> int:
+  """The number of steps of a training: `steps`, or what an interrupted demo had settled on before."""
+  path = out / training.name / "config.json"
+  return configs.from_json(path.read_text(encoding="utf-8")).total_steps if path.exists() else steps
 
 
 def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, every: int) -> list[str]:
@@ -124,20 +130,23 @@ def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, 
 
 
 def stage_one_seconds(out: pathlib.Path, data: pathlib.Path) -> float:
-  """Seconds of a step of stage I on this machine, by a trial whose compiled program is then used again.
-
-  The fastest of its intervals: what slows a short trial down is seldom there for a whole training.
-  """
+  """Seconds of a step of stage I on this machine, by a trial whose compiled program is then used again."""
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "trial"
     command("train", *arguments(trainings(out)[0], workdir, data, steps=TRIAL_STEPS, every=TRIAL_STEPS),
             "--config.log_training_steps=5", "--config.val_split=None", "--config.evals=[]")
-    return min(line["step_seconds"] for line in metrics(workdir) if "step_seconds" in line)
+    return float(np.median([line["step_seconds"] for line in metrics(workdir) if "step_seconds" in line]))
 
 
-def affordable_steps(training: Training, seconds: float) -> int:
-  """As many steps as its minutes allow where a step of stage I takes so many seconds."""
-  return int(np.clip(training.minutes * 60 / (training.cost * seconds), FEWEST_STEPS, training.most))
+def affordable_steps(training: Training, seconds: float, left: float) -> int:
+  """As many steps as fit into the training's share of the time.
+
+  Args:
+    training: which.
+    seconds: of a step of stage I.
+    left: seconds for this training and those after it.
+  """
+  return int(np.clip(training.share * left / (training.cost * seconds), training.fewest, training.most))
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
