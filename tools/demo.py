@@ -57,7 +57,7 @@ def trainings(out: pathlib.Path) -> list[Training]:
       Training("stage1", "stage I: base model guided by the oracle's code", "configs/uvim/depth_stage1.py",
                share=0.48, cost=1.0, fewest=650, most=1600),
       Training("regression", "per-pixel regression of the same size", "configs/uvim/depth_regression.py",
-               share=0.1, cost=0.7, fewest=150, most=800),
+               share=0.12, cost=0.7, fewest=200, most=800),
       Training("stage2", "stage II: code written from the image, T = 0", "configs/uvim/depth_stage2.py",
                share=1.0, cost=0.75, fewest=650, most=2000,
                overrides=(f"oracle.model_init={out / 'stage1'}",)),
@@ -96,7 +96,7 @@ def run(out: pathlib.Path, *, minutes: float, steps: int | None, images: int, wo
     training, *others = remaining
     left = end - time.perf_counter() - REPORT_SECONDS - START_SECONDS * len(remaining)
     count = planned_steps(training, out, steps or affordable_steps(training, seconds, left))
-    command("train", *arguments(training, out / training.name, data, steps=count, every=max(1, count // 3)))
+    command("train", *arguments(training, out / training.name, data, steps=count, every=-(-count // 3)))
     rows.append(table_row(training, out))
     seconds, remaining = rows[-1]["minutes"] * 60 / count / training.cost, others
   (out / "table.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
