@@ -98,7 +98,8 @@ def examples_of(workdir: str | os.PathLike, count: int = MEASURED) -> Examples:
   host = first_examples(config, count)
   batch = {name: host[name] for name in setup.DEVICE_KEYS if name in host}
   kind, key = kind_of(config), jax.random.key(config.get("seed", 0))
-  run = functools.partial(_predict, system._replace(frozen=setup_frozen), variables, batch, key)
+  run = functools.partial(_predict, system._replace(frozen=setup_frozen), variables, batch, key,
+                          task_options=task_options(config))
   predicted, seconds = run(timed=True)
   family = next((FAMILIES[name] for name in predicted if name in FAMILIES), "")
   if not family:
@@ -111,6 +112,13 @@ def examples_of(workdir: str | os.PathLike, count: int = MEASURED) -> Examples:
       corrupted=corrupted(config, variables, batch, key) if kind == STAGE_I else {},
       words=words_of(config, system, variables, batch, key) if kind == STAGE_II else {}, grid=_grid(config, kind),
       word_use=word_use(system, variables, batch, key) if kind == STAGE_I else None, seconds=seconds)
+
+
+def task_options(config: Any) -> dict[str, Any]:
+  """How the run's own evaluation reads the network, e.g. {"estimate": "mean"}: the pictures show what was measured."""
+  plain = config_json.plain(config)
+  return next((block["pred_kw"]["task_options"] for block in (plain[name] for name, _ in plain.get("evals") or ())
+               if (block.get("pred_kw") or {}).get("task_options")), {})
 
 
 def _present(frozen: Any, config: Any) -> Any:
@@ -169,7 +177,7 @@ def corrupted(config: Any, variables: Vars, batch: Mapping[str, np.ndarray],
     code = vit.apply(model, variables, planes, vit.context(batch), method="encode").quantized
     return code, vit.apply(model, variables, method="words")
 
-  decode = jax.jit(functools.partial(vit.decode, model=model, task=task))
+  decode = jax.jit(functools.partial(vit.decode, model=model, task=task, **task_options(config)))
   code, words = jax.jit(encode)(variables, batch)
   made = {}
   for mode in CORRUPTIONS:
