@@ -112,8 +112,14 @@ def test_mean_of_losses_counts_real_examples_once():
   for batch_size in (1, 2, 4, 7):
     results = run.mean_losses(loss_fn, batches_of(losses, [{}] * 5, batch_size))
     assert results == dict(loss=pytest.approx(3.4), twice=pytest.approx(6.8))
-  with pytest.raises(UserError, match="one number per example"):
-    run.mean_losses(predict, [(dict(image=np.ones((1, 3, 3, 3))), [{}])])
+
+
+def test_word_frequencies_become_a_summary_over_the_whole_evaluation():
+  """Two examples that each use one word of four: together two, evenly; other vectors have no mean to report."""
+  rows = np.eye(4, dtype=np.float32)[[0, 2]]
+  found = run.mean_losses(lambda batch: {"code_use": jnp.asarray(batch["image"]), "other": jnp.ones((1, 3))},
+                          batches_of(rows, [{}] * 2, 1))
+  assert found == {"code_used": 0.5, "code_dead": 2.0, "code_perplexity": pytest.approx(2.0)}
 
 
 def test_results_spread_over_devices_are_read_whole():
