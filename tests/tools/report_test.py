@@ -128,9 +128,12 @@ def test_corruption_is_that_of_predict(seen, workdirs):
   system, loaded = setup.make_system(config), weights.load(workdirs[0])
   batch = {name: x for name, x in examples.first_examples(config, 4).items() if name in setup.DEVICE_KEYS}
   variables = setup.step.Vars(params=loaded["params"], state=loaded["state"])
-  out = system.predict["predict"](variables, (), batch, jax.random.key(config.seed), corrupt="random", fraction=0.5)
-  agree = np.mean(np.asarray(out["depth"]) == base.corrupted["random", 0.5]["depth"])
-  assert agree > 0.999  # compiled differently, a bin may flip
+  out = system.predict["predict"](variables, (), batch, jax.random.key(config.seed), corrupt="random", fraction=0.5,
+                                  task_options=examples.task_options(config))
+  # Compiled in another program, so equal only to rounding; a bin may flip.
+  agree = np.isclose(np.asarray(out["depth"]), base.corrupted["random", 0.5]["depth"], rtol=1e-4)
+  assert agree.mean() > 0.999
+  assert not np.isclose(np.asarray(out["depth"]), base.predicted["depth"], rtol=1e-4).all(), "nothing was corrupted"
   np.testing.assert_array_equal(base.corrupted["zero", 0.0]["depth"], base.corrupted["word", 0.0]["depth"])
 
 
