@@ -31,7 +31,7 @@ def write_lines(folder, lines=LINES, tail='{"step": 200, "los'):
 
 
 def make_run(folder, name, overrides):
-  """A folder as training leaves it, with untrained weights."""
+  """A folder as training leaves it, with random weights."""
   spec = f"{ROOT}/configs/uvim/{name}.py:scenes,runlocal"
   config = configs.with_defaults(configs.load_file(spec, ["dataset=npz", "batch_size=3", *overrides]))
   folder.mkdir(parents=True)
@@ -39,7 +39,9 @@ def make_run(folder, name, overrides):
   shape = (1, *config.model.input_size)
   made = jax.jit(setup.make_system(config).init)(jax.random.key(0), {
       "image": np.zeros((*shape, 3), np.float32), "labels": np.ones((*shape, 1), np.float32)})
-  weights.save_npz(folder / "weights.npz", {"params": made.params, "state": made.state})
+  rng = np.random.default_rng(0)  # fresh heads are zero: every prediction would be the same
+  params = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), made.params)
+  weights.save_npz(folder / "weights.npz", {"params": params, "state": made.state})
   write_lines(folder)
   return folder
 
