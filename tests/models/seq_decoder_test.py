@@ -102,8 +102,8 @@ def test_sequences_of_one_image_share_it():
   for sample in range(3):
     np.testing.assert_allclose(steps[:, sample], decoder()(tokens[:, sample], positions, encoded), rtol=1e-5, atol=2e-5)
   caches = decoder()(encoded, sequences=3, length=LENGTH, method="start")
-  assert caches[0].cross_key.shape == (BATCH, WORDS, 2, WIDTH // 2)  # once an image, not once a sequence
-  assert caches[0].key.shape == (BATCH * 3, LENGTH, 2, WIDTH // 2)
+  assert caches[0].cross_key.shape == (BATCH, 2, WORDS, WIDTH // 2)  # once an image, not once a sequence
+  assert caches[0].key.shape == (BATCH * 3, 2, LENGTH, WIDTH // 2)
 
 
 def test_zeroed_tokens_leave_only_positions():

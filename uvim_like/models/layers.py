@@ -45,7 +45,7 @@ class Attention(nn.Module):
     Args:
       x: (B, L, D) queries.
       kv: (B, M, D) what is attended to; not needed with `cached`.
-      cached: keys and values (B, M, heads, D / heads) made before; then nothing is projected from `kv`.
+      cached: keys and values (B, heads, M, D / heads) made before; then nothing is projected from `kv`.
       mask: bool, broadcastable to (B, heads, L, M); False is hidden.
       causal: each query sees no later position.
       only_kv: return the (keys, values) of `kv`, or of x, and stop.
@@ -56,14 +56,23 @@ class Attention(nn.Module):
     width = x.shape[-1]
     if cached is None:
       source = x if kv is None else kv
-      cached = self._projection("key", width)(source), self._projection("value", width)(source)
-    if only_kv:
-      return cached
-    key, value = cached
+      key, value = self._projection("key", width)(source), self._projection("value", width)(source)
+      if only_kv:
+        return key, value
     query = self._projection("query", width)(x)
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+    out = (jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal) if cached is None else
+           attend_cached(query, *cached, mask=mask))
     return nn.DenseGeneral(width, axis=(-2, -1), use_bias=self.use_bias, kernel_init=self.kernel_init,
                            dtype=self.dtype, name="out")(out)
+
+
+def attend_cached(query: Array, key: Array, value: Array, *, mask: Array | None = None) -> Array:
+  """Attention of queries (B, L, heads, d) over cached keys and values (B, heads, M, d); mask as in `Attention`."""
+  scores = jnp.einsum("blhd,bhmd->bhlm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+  shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhlm,bhmd->blhd", shares, value)
 
 
 class MlpBlock(nn.Module):

@@ -20,8 +20,8 @@ class LayerCache(NamedTuple):
   """What one decoder block keeps between steps.
 
   Attributes:
-    key, value: (B * S, L, heads, E / heads) of the positions decoded so far, zeros after them.
-    cross_key, cross_value: (B, M, heads, E / heads) of the encoded image, made once.
+    key, value: (B * S, heads, L, E / heads) of the positions decoded so far, zeros after them.
+    cross_key, cross_value: (B, heads, M, E / heads) of the encoded image, made once.
   """
   key: Array
   value: Array
@@ -53,19 +53,20 @@ class DecoderBlock(nn.Module):
 
   def start(self, encoded: Array, sequences: int, length: int) -> LayerCache:
     """An empty cache for `sequences` sequences of up to `length` tokens for each image of encoded (B, M, E)."""
-    cross_key, cross_value = self.attend_cross(encoded, only_kv=True)
-    batch, _, heads, head_dim = cross_key.shape
-    empty = jnp.zeros((batch * sequences, length, heads, head_dim), cross_key.dtype)
+    # Heads outside: a step then reads the cache as it lies, instead of moving all of it each time.
+    cross_key, cross_value = (x.swapaxes(1, 2) for x in self.attend_cross(encoded, only_kv=True))
+    batch, heads, _, head_dim = cross_key.shape
+    empty = jnp.zeros((batch * sequences, heads, length, head_dim), cross_key.dtype)
     return LayerCache(empty, empty, cross_key, cross_value)
 
   def step(self, x: Array, position: Array, cache: LayerCache) -> tuple[Array, LayerCache]:
     """One position of every sequence: x (B, S, E), position () int32 from 0."""
     batch, sequences, width = x.shape
     y = self.norm_self(x).reshape(batch * sequences, 1, width)
-    key, value = self.attend_self(y, only_kv=True)
-    cache = cache._replace(key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, position, axis=1),
-                           value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, position, axis=1))
-    seen = (jnp.arange(cache.key.shape[1]) <= position)[None, None, None]
+    key, value = (part.swapaxes(1, 2) for part in self.attend_self(y, only_kv=True))
+    cache = cache._replace(key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, position, axis=2),
+                           value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, position, axis=2))
+    seen = (jnp.arange(cache.key.shape[2]) <= position)[None, None, None]
     y = self.attend_self(y, cached=(cache.key, cache.value), mask=seen)
     x = x + y.reshape(batch, sequences, width)
     x = x + self.attend_cross(self.norm_cross(x), cached=(cache.cross_key, cache.cross_value))
