@@ -57,6 +57,37 @@ def make_canonical(x: tf.Tensor, seed: tf.Tensor, *, random: bool = False, main_
   return tf.ensure_shape(tf.concat([x[..., :-1], canonical], -1), x.shape)
 
 
+@features_op(OPS, reads=lambda a: (a["inkey"],), writes=lambda a: (a["outkey"],))
+def semantic_labels(features: Features, inkey: str = "semantic", outkey: str = "labels", ignore: int = 255) -> Features:
+  """Class maps (H, W, 1) from 0 with `ignore` for void, as files have them -> int32 labels: 0 = void, class + 1."""
+  classes = tf.cast(features[inkey], tf.int32)
+  return {**features, outkey: tf.where(classes == ignore, 0, classes + 1)}
+
+
+@features_op(OPS, reads=lambda a: (a["inkey"],), writes=lambda a: (a["outkey"],))
+def normal_labels(features: Features, inkey: str = "normals", outkey: str = "labels") -> Features:
+  """uint8 normals (H, W, 3) -> float32 unit vectors 2 u / 255 - 1, zeros where the triple is (0, 0, 0): no normal.
+
+  The axes stay those of the dataset: x right, y up, z towards the camera in `scenes` and NYU.
+  """
+  levels = features[inkey]
+  if levels.dtype != tf.uint8:
+    raise ValueError(f"normal_labels needs uint8 normals, not {levels.dtype.name}")
+  vectors = tf.cast(levels, tf.float32) * (2 / 255) - 1
+  length = tf.sqrt(tf.reduce_sum(vectors ** 2, -1, keepdims=True))
+  valid = tf.reduce_any(levels > 0, -1, keepdims=True)
+  return {**features, outkey: tf.where(valid, vectors / tf.maximum(length, 1e-6), 0.)}
+
+
+@features_op(OPS, reads=lambda a: (a["inkey"],), writes=lambda a: (a["outkey"],))
+def depth_labels(features: Features, inkey: str = "depth", outkey: str = "labels") -> Features:
+  """`depth` (H, W) in metres -> float32 labels (H, W, 1), 0 = no measurement."""
+  depth = features[inkey]
+  if depth.shape.rank != 2:
+    raise ValueError(f"depth_labels needs depth (H, W), not {depth.shape}")
+  return {**features, outkey: tf.cast(depth, tf.float32)[..., None]}
+
+
 def _centre_keys(shape: tf.Tensor, slot: tf.Tensor, slots: tf.Tensor, main_axis: str) -> tf.Tensor:
   """Sorting key of every slot's centre of mass: float64 (M,)."""
   height, width = tf.unstack(tf.cast(shape, tf.int64))

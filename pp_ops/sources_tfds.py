@@ -152,7 +152,8 @@ def open_dataset(dataset: str, split: str, *, data_dir: str | None = None,
   try:
     builder = tfds.builder(dataset, data_dir=data_dir)
   except tfds.core.registered.DatasetNotFoundError as error:
-    names = [*tfds.list_builders(with_community_datasets=False), "scenes", "folder", "coco_json"]
+    names = [*tfds.list_builders(with_community_datasets=False), "scenes", "folder", "coco_json", "coco_instances", "nyu",
+             "taskonomy"]
     raise UserError(f"unknown dataset '{dataset}'; {suggest(dataset, names)}") from error
   except ValueError as error:
     configs = tfds.builder_cls(dataset.partition("/")[0]).builder_configs

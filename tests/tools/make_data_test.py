@@ -99,6 +99,34 @@ def test_depth_and_colour_examples():
   assert color["labels"].tolist() == [[[255, 0, 0], [10, 20, 30]]] and color["image"].dtype == np.uint8
 
 
+def test_semantics_and_normals_as_labels():
+  e = scenes.example("train", 0, size=SIZE)
+  labels = scenes_arrays.finish_semantics(e)["labels"]
+  np.testing.assert_array_equal(labels, np.where(e["semantic"] == 255, 0, e["semantic"] + 1))
+  assert labels.dtype == np.uint8 and labels.shape == (*SIZE, 1)
+  labels = scenes_arrays.finish_normals(e)["labels"]
+  assert labels.dtype == np.int8 and labels.shape == (*SIZE, 3)
+  valid = (e["normals"] > 0).any(-1)
+  np.testing.assert_array_equal((labels != 0).any(-1), valid)
+  vectors, true = labels[valid] / 127, e["normals"][valid] / 127.5 - 1
+  cosine = (vectors * true).sum(-1) / np.linalg.norm(vectors, axis=-1) / np.linalg.norm(true, axis=-1)
+  assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 0.5
+
+
+@pytest.mark.parametrize("tasks, keys", [("instances", {"boxes", "captions/text", "objects/keypoints"}),
+                                         ("instances,depth", {"labels", "depth", "boxes"}),
+                                         ("semantic_segmentation", {"labels", "semantic"})])
+def test_npz_of_chosen_tasks(tmp_path, tasks, keys):
+  assert make_data.main(["scenes", f"--out={tmp_path}", "--size=32", "--num=validation:1,train:2", "--format=npz",
+                         f"--task={tasks}"]) == 0
+  with np.load(tmp_path / "train.npz") as arrays:
+    assert keys <= set(arrays.files) and ("labels" in arrays.files) == (tasks != "instances")
+    assert {len(arrays[key]) for key in arrays.files} == {2}
+  assert (tmp_path / "captions.model").exists() == ("instances" in tasks)
+  assert run(tmp_path, "--format=npz", "--task=instances") == 0   # over the files of before, the text model too
+  assert (tmp_path / "captions.model").exists()
+
+
 def test_folder_holds_maps_with_the_same_stems(data):
   for split, _, e in both_splits():
     root, name = data / split, e["image/filename"]
@@ -207,6 +235,8 @@ def test_works_without_tensorflow(tmp_path):
     (["scenes", "--out=x", "--config=minni"], "--config: unknown value 'minni'; did you mean 'mini'"),
     (["scenes", "--out=x", "--format=npz,fodler"], "--format: unknown value 'fodler'; did you mean 'folder'"),
     (["scenes", "--out=x", "--task=dept"], "--task: unknown value 'dept'; did you mean 'depth'"),
+    (["scenes", "--out=x", "--task=depth,instancs"], "--task: unknown value 'instancs'; did you mean 'instances'"),
+    (["scenes", "--out=x", "--task=depth,surface_normals"], "both want the array 'labels'"),
     (["scenes", "--out=x", "--num=trian:8"], "--num: unknown value 'trian'; did you mean 'train'"),
     (["scenes", "--out=x", "--num=train:many"], "--num: 'many' is not a whole number"),
     (["scenes", "--out=x", "--num=train"], "--num: 'train' is not SPLIT:NUMBER"),
@@ -224,7 +254,7 @@ def test_mistakes_end_in_one_line_and_code_2(flags, message, capsys):
 
 def test_flags_have_the_configs_values_by_default():
   flags = make_data.parse_flags(["scenes", "--out=x", "--config=mini", "--format=npz"])
-  assert flags.size == (64, 64) and flags.counts == scenes.CONFIGS["mini"].splits and flags.task == "depth"
+  assert flags.size == (64, 64) and flags.counts == scenes.CONFIGS["mini"].splits and flags.tasks == ["depth"]
   assert make_data.parse_size("96x128") == (96, 128) and make_data.parse_size("64") == (64, 64)
   with pytest.raises(UserError):
     make_data.parse_counts("train:1,train:2")

@@ -1,18 +1,25 @@
 """Batches from saved .npz arrays, without TensorFlow: the same three functions as the preprocessing pipeline has.
 
 `data_dir` holds one `<split>.npz` per split, whose arrays have the examples as their first axis, finished (resized,
-ordered, cropped): `image` (n,H,W,3), and as far as they exist `image_ctx` (n,H,W,3) and `labels` (n,H,W,C). All
-other arrays are raw truth for the evaluators. The preprocessing string is therefore not applied, with one exception:
-`pp="flip_lr"`, that op alone, mirrors each training example with probability 1/2, its labels with it.
+ordered, cropped): `image` (n,H,W,3), and of the other `MODEL_KEYS` those that exist. All other arrays are raw truth
+for the evaluators. The preprocessing string is therefore not applied, with one exception: `pp="flip_lr"`, that op
+alone, mirrors each training example with probability 1/2, everything that describes it with it.
+
+Two keys have a compact form on disk. `labels` int8 (n,H,W,3) are unit vectors times 127, the only labels whose x
+changes its sign in a mirror. `masks/packed` (n,N,h,ceil(w/8)) uint8 are `masks` with eight pixels of a row in a byte
+(`numpy.packbits`); (h,w) is the image's size or a divisor of it. `captions/mirrored` are the captions of the mirrored
+picture.
 """
 
 import collections
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -21,11 +28,14 @@ import numpy as np
 
 from uvim_like import splits
 from uvim_like.errors import UserError, unknown
+from uvim_like.training import mirror, stored
 
 Batch = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
 
 DATASET = "npz"
-MODEL_KEYS = ("image", "image_ctx", "labels")
+MODEL_KEYS = stored.MODEL_KEYS
+convert = stored.convert
 
 
 class Examples(NamedTuple):
@@ -39,17 +49,6 @@ class Examples(NamedTuple):
   inputs: dict[str, np.ndarray]
   truth: dict[str, np.ndarray]
   size: int
-
-
-def convert(key: str, array: np.ndarray) -> np.ndarray:
-  """Stored array to batch type.
-
-  uint8 pictures (`image`, `image_ctx`, `labels` of 3 channels) become float32 in [-1, 1] by x/127.5 - 1; other
-  integers (class and instance ids) int32; other floats (metres) float32.
-  """
-  if array.dtype == np.uint8 and array.shape[-1] == 3:
-    return array.astype(np.float32) / np.float32(127.5) - np.float32(1)
-  return array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32, copy=False)
 
 
 def _folder(dataset: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -78,7 +77,7 @@ def _read(path: pathlib.Path, mtime_ns: int, size: int) -> dict[str, np.ndarray]
   try:
     with np.load(path, allow_pickle=False) as data:
       arrays = {key: data[key] for key in data.files}
-  except (zipfile.BadZipFile, EOFError, ValueError) as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
     raise UserError(f"{path}: not a readable .npz of plain arrays ({error})") from error
   _check(path, arrays)
   for array in arrays.values():
@@ -95,7 +94,7 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   lengths = {key: len(array) for key, array in arrays.items()}
   if len(set(lengths.values())) > 1:
     raise UserError(f"{path}: the arrays differ in their number of examples: {lengths}")
-  for key in MODEL_KEYS:
+  for key in stored.PICTURE_KEYS:
     if key not in arrays:
       continue
     array = arrays[key]
@@ -106,6 +105,7 @@ def _check(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
       raise UserError(f"{path}: '{key}' has the dtype {array.dtype}; integers or floats are needed")
     if key != "labels" and np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8:
       raise UserError(f"{path}: '{key}' has the dtype {array.dtype}; uint8, or floats in [-1, 1], are needed")
+  stored.check(path, arrays)
 
 
 def load_split(*, dataset: str, split: str, data_dir: str | os.PathLike | None) -> Examples:
@@ -127,8 +127,8 @@ def load_split(*, dataset: str, split: str, data_dir: str | os.PathLike | None) 
       raise UserError(f"split '{split}': the shapes or dtypes of '{key}' differ between its parts")
     pieces = [arrays[key][indices[0]:indices[-1] + 1] for arrays, indices in parts if len(indices)]
     joined[key] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-  return Examples({key: joined[key] for key in MODEL_KEYS if key in joined},
-                  {key: joined[key] for key in joined if key not in MODEL_KEYS}, len(joined["image"]))
+  return Examples({key: joined[key] for key in stored.STORED_KEYS if key in joined},
+                  {key: joined[key] for key in joined if key not in stored.STORED_KEYS}, len(joined["image"]))
 
 
 def num_examples(*, dataset: str, split: str, data_dir: str | os.PathLike | None = None) -> int:
@@ -160,18 +160,53 @@ def _mirrored(step: int, *, batch_size: int, seed: int) -> np.ndarray:
   return np.random.Generator(np.random.PCG64(stream)).random(batch_size) < 0.5
 
 
-def train_batch(examples: Examples, step: int, *, batch_size: int, seed: int, rows: slice, mirror: bool) -> Batch:
-  """The rows of one process of the batch of one step: a pure function of its arguments.
+def stand_ins(labels: np.ndarray, limits: tuple[int, ...] | None, *, max_bad_share: float, where: str) -> np.ndarray:
+  """(n,) int64: each example's own position, and a sound one's for those whose integer labels are out of range.
+
+  Args:
+    labels: (n,H,W,C).
+    limits: number of classes a channel; None: nothing is out of range. -1 means ignored.
+    max_bad_share: more of the split must not be bad.
+    where: for the message.
+
+  Raises:
+    UserError: more are bad, or all.
+  """
+  positions = np.arange(len(labels))
+  if limits is None or not np.issubdtype(labels.dtype, np.integer):
+    return positions
+  axes = (1, 2)
+  fine = ((labels.max(axes) < np.array(limits)) & (labels.min(axes) >= -1)).all(-1)
+  bad = positions[~fine]
+  if not len(bad):
+    return positions
+  log.warning("%s: %d examples with labels out of range are left out: %s%s", where, len(bad),
+              ", ".join(map(str, bad[:10])), ", …" * (len(bad) > 10))
+  if len(bad) > max_bad_share * len(labels) or not fine.any():
+    raise UserError(f"{where}: {len(bad)} of {len(labels)} examples have labels out of range, more than "
+                    f"max_bad_share = {max_bad_share:g}; the first: {bad[0]}")
+  return np.where(fine, positions, positions[fine][positions % fine.sum()])
+
+
+def train_batch(examples: Examples, step: int, *, batch_size: int, seed: int, rows: slice, flip: bool,
+                stand_in: np.ndarray | None = None) -> Batch:
+  """The rows of one process of the batch of one step: a pure function of its arguments; `stand_in` see `stand_ins`.
 
   Returns:
     The arrays of `Examples.inputs` as batch types, and `_index` (rows,) int64.
   """
   positions = step_positions(step, examples.size, batch_size=batch_size, seed=seed)[rows]
-  batch = {key: convert(key, array[positions]) for key, array in examples.inputs.items()}
-  if mirror:
+  positions = positions if stand_in is None else stand_in[positions]
+  batch = stored.to_batch({key: array[positions] for key, array in examples.inputs.items()})
+  if flip:
     chosen = _mirrored(step, batch_size=batch_size, seed=seed)[rows]
-    batch = {key: np.where(chosen[:, None, None, None], array[:, :, ::-1], array) for key, array in batch.items()}
-  return batch | {"_index": positions}
+    normals = "labels" in examples.inputs and stored.is_normals(examples.inputs["labels"])
+    batch = mirror.mirror(batch, chosen, normals=normals)
+  return _of_model(batch) | {"_index": positions}
+
+
+def _of_model(batch: Batch) -> Batch:
+  return {key: array for key, array in batch.items() if key in MODEL_KEYS}
 
 
 def ahead(make: Callable[[int], Any], *, start: int, depth: int) -> Iterator[Any]:
@@ -203,7 +238,8 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
 def train_batches(*, dataset: str, split: str, pp: str | None = None, batch_size: int, seed: int = 0,
                   start_step: int = 0, data_dir: str | os.PathLike | None = None,
                   pp_modules: Sequence[str] | None = None, shuffle_buffer_size: int | None = None,
-                  process_index: int = 0, process_count: int = 1, prefetch: int = 2) -> Iterator[Batch]:
+                  process_index: int = 0, process_count: int = 1, prefetch: int = 2, on_bad_example: str = "error",
+                  max_bad_share: float = 0.01, label_limits: tuple[int, ...] | None = None) -> Iterator[Batch]:
   """Training batches without end; the global batch of step k is a pure function of (seed, k), on any host layout.
 
   Args:
@@ -218,6 +254,10 @@ def train_batches(*, dataset: str, split: str, pp: str | None = None, batch_size
     process_index: this process.
     process_count: of so many.
     prefetch: batches made ahead in a thread, 0 for none.
+    on_bad_example: "skip" puts another example in the place of one whose labels are out of range; "error" leaves that
+      to the loop, which stops.
+    max_bad_share: of the split; "skip" stops above it.
+    label_limits: number of classes in each channel of integer labels.
 
   Returns:
     An iterator of {"image" (b,H,W,3) float32, "labels" (b,H,W,C), …, "_index" (b,) int64}; `close()` it when done.
@@ -227,11 +267,16 @@ def train_batches(*, dataset: str, split: str, pp: str | None = None, batch_size
   """
   del pp_modules, shuffle_buffer_size
   examples = load_split(dataset=dataset, split=split, data_dir=data_dir)
-  if "labels" not in examples.inputs:
-    raise UserError(f"{data_dir}, split '{split}': training needs an array 'labels'; "
-                    f"there are {sorted(examples.inputs | examples.truth)}")
+  if not set(examples.inputs) & {*stored.TARGET_KEYS, stored.PACKED_MASKS}:
+    raise UserError(f"{data_dir}, split '{split}': training needs an array 'labels', or another of "
+                    f"{', '.join(stored.TARGET_KEYS[1:])}; there are {sorted(examples.inputs | examples.truth)}")
+  if on_bad_example == "skip" and "labels" in examples.inputs:
+    stand_in = stand_ins(examples.inputs["labels"], label_limits, max_bad_share=max_bad_share,
+                         where=f"{data_dir}, split '{split}'")
+  else:
+    stand_in = None
   make = functools.partial(
-      train_batch, examples, batch_size=batch_size, seed=seed, mirror=(pp or "").strip() == "flip_lr",
+      train_batch, examples, stand_in=stand_in, batch_size=batch_size, seed=seed, flip=(pp or "").strip() == "flip_lr",
       rows=_rows(batch_size, process_index, process_count))
   return ahead(make, start=start_step, depth=prefetch)
 
@@ -289,7 +334,7 @@ def _eval_batch(examples: Examples, truth: Mapping[str, np.ndarray], wanted: ran
   """Examples `wanted` as far as they exist, padded to its length."""
   positions = np.array([i for i in wanted if i < examples.size], np.int64)
   missing = len(wanted) - len(positions)
-  real = {key: convert(key, array[positions]) for key, array in examples.inputs.items()}
+  real = _of_model(stored.to_batch({key: array[positions] for key, array in examples.inputs.items()}))
   batch = {key: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for key, array in real.items()}
   batch["_mask"] = np.repeat(np.array([1, 0], np.float32), [len(positions), missing])
   batch["_index"] = np.pad(positions, (0, missing), constant_values=-1)
