@@ -4,11 +4,14 @@ The schema and its checks are in `config_schema`, the JSON form in `config_json`
 """
 
 import ast
+import contextlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -21,6 +24,11 @@ __all__ = ["ROOT", "EVAL_SCHEMA", "SCHEMA", "check", "diff", "from_json", "load_
            "split_argv", "to_json", "with_defaults"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MAX_VALUE = 100_000   # characters of an override's value; a preprocessing string has some hundreds
+MAX_DEPTH = 20   # of blocks in an override's path, and of lists and dicts in its value
+# What running a config file, which is anybody's Python, mostly raises.
+CONFIG_ERRORS = (NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, ImportError,
+                 AssertionError, OSError, RecursionError)
 
 
 def split_argv(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
@@ -65,12 +73,14 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
     UserError: no such file, no `get_config` in it, wrong arguments or overrides.
   """
   path, colon, arg = spec.partition(":")
-  get_config = getattr(_load_module(pathlib.Path(path)), "get_config", None)
+  with _mistakes_of(path):
+    get_config = getattr(_load_module(pathlib.Path(path)), "get_config", None)
   if get_config is None:
     raise UserError(f"{path}: defines no function 'get_config'")
   if colon and not inspect.signature(get_config).parameters:
     raise UserError(f"{path}: takes no arguments, but was given '{arg}'")
-  config = get_config(arg) if colon else get_config()
+  with _mistakes_of(path):
+    config = get_config(arg) if colon else get_config()
   if not isinstance(config, mlc.ConfigDict):
     raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, not {type(config).__name__}")
   for text in overrides:
@@ -78,9 +88,30 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
   return config
 
 
+@contextlib.contextmanager
+def _mistakes_of(path: str) -> Iterator[None]:
+  """Shows what goes wrong in somebody's config file as one line with the place in that file."""
+  try:
+    yield
+  except UserError:
+    raise
+  except SyntaxError as error:
+    code = (error.text or "").strip()[:80]
+    raise UserError(f"{error.filename or path}:{error.lineno}: {error.msg}: {code}") from error
+  except CONFIG_ERRORS as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in (path, os.path.abspath(path))]
+    place = f"{path}:{lines[-1]}" if lines else path
+    raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
 def _load_module(path: pathlib.Path):
   """Runs a config file; the repository's root is importable, so that `from configs import common` works anywhere."""
-  if not path.is_file():
+  try:
+    found = path.is_file()
+  except OSError as error:   # a name of thousands of characters
+    raise UserError(f"--config: '{str(path)[:80]}…': {error.strerror}") from error
+  if not found:
     siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     raise UserError(f"--config: no file '{path}'; {suggest(str(path), siblings)}")
   if str(ROOT) not in sys.path:
@@ -107,6 +138,8 @@ def override(config: mlc.ConfigDict, text: str) -> None:
   if not equals or not path:
     raise UserError(f"override '{text}': key=value is expected")
   *parents, key = path.split(".")
+  if len(parents) > MAX_DEPTH:
+    raise UserError(f"override '{text:.80}…': more than {MAX_DEPTH} blocks deep")
   where, block = "config", config
   for i, parent in enumerate(parents):
     if parent not in block and i == 0 and isinstance(getattr(SCHEMA.get(parent), "default", None), dict):
@@ -134,8 +167,8 @@ def _set(block: mlc.ConfigDict, key: str, value: Any, *, where: str) -> None:
   try:
     with block.unlocked():
       block[key] = value
-  except TypeError as error:
-    raise UserError(f"{where}: {error}") from None
+  except (TypeError, ValueError, KeyError, AttributeError) as error:   # ConfigDict's words for such names
+    raise UserError(f"{where}: {error.args[0] if error.args else error}") from None
 
 
 def parse_value(text: str, current: Any, *, is_text: bool = False, where: str = "config") -> Any:
@@ -144,10 +177,11 @@ def parse_value(text: str, current: Any, *, is_text: bool = False, where: str = 
   Raises:
     UserError: another type.
   """
-  try:
-    value = ast.literal_eval(text.strip())
-  except (ValueError, SyntaxError):
-    value = text
+  if len(text) > MAX_VALUE:
+    raise UserError(f"{where}: a value of {len(text)} characters; at most {MAX_VALUE} are read")
+  value = _literal(text)
+  if _depth(value, MAX_DEPTH) > MAX_DEPTH:
+    raise UserError(f"{where}: more than {MAX_DEPTH} lists and dicts inside each other")
   if value is None:
     return None
   if isinstance(current, str) or is_text:
@@ -159,8 +193,32 @@ def parse_value(text: str, current: Any, *, is_text: bool = False, where: str = 
   if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
     return type(current)(value)
   if isinstance(current, mlc.ConfigDict) and isinstance(value, dict):
-    return mlc.ConfigDict(value)
+    return _block(value, where)
   if current is not None and type(value) is not type(current):
     kind = "dict" if isinstance(current, mlc.ConfigDict) else type(current).__name__
     raise UserError(f"{where}: wants a value of type {kind} like {plain(current)!r}, not '{text}'")
   return value
+
+
+def _literal(text: str) -> Any:
+  """The Python literal that a text is, the text itself where it is none; never anything that runs."""
+  try:
+    return ast.literal_eval(text.strip())
+  except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    return text
+
+
+def _depth(value: Any, limit: int) -> int:
+  """How many lists, tuples, sets and dicts are inside each other; it looks no deeper than the limit."""
+  if not isinstance(value, (list, tuple, set, dict)) or limit < 0:
+    return 0
+  inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+  return 1 + max((_depth(entry, limit - 1) for entry in inner), default=0)
+
+
+def _block(value: dict, where: str) -> mlc.ConfigDict:
+  """A dict as a block; UserError for keys that no block can have."""
+  try:
+    return mlc.ConfigDict(value)
+  except (TypeError, ValueError, KeyError, AttributeError) as error:
+    raise UserError(f"{where}: {error.args[0] if error.args else error}") from None

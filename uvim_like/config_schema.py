@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import ml_collections as mlc
 
-from uvim_like import names
+from uvim_like import names, trees
 from uvim_like.config_json import plain
 from uvim_like.errors import UserError, unknown
 
 REQUIRED = object()
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
+BAD_EXAMPLE = ("error", "skip")
 
 
 class Kind(NamedTuple):
@@ -39,6 +40,7 @@ def _is_pairs(x: Any) -> bool:
 
 TEXT = Kind("a string", lambda x: isinstance(x, str))
 COUNT = Kind("an integer above 0", lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0)
+FROM_ZERO = Kind("an integer from 0 on", lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0)
 INTEGER = Kind("an integer", lambda x: isinstance(x, int) and not isinstance(x, bool))
 NUMBER = Kind("a number", _is_number)
 POSITIVE = Kind("a number above 0", lambda x: _is_number(x) and x > 0)
@@ -71,6 +73,8 @@ SCHEMA: dict[str, Key] = {
     "pp_modules": Key(TEXTS, None, "modules of pp_ops with the ops; None for the pipeline's own default"),
     "shuffle_buffer_size": Key(COUNT, None, "for sources that read sequentially; others permute all indices"),
     "prefetch": Key(COUNT, 2, "batches made ahead"),
+    "on_bad_example": Key(TEXT, "error", "an example that cannot be read in training: " + " or ".join(BAD_EXAMPLE)),
+    "max_bad_share": Key(POSITIVE, 0.01, "with 'skip': training stops when more than this share of the split is bad"),
     "log_training_steps": Key(COUNT, 50, "steps between log lines"),
     "log_eval_steps": Key(COUNT, 1000, "steps between validation losses"),
     "checkpoint_steps": Key(COUNT, 1000, "steps between checkpoints"),
@@ -81,6 +85,8 @@ SCHEMA: dict[str, Key] = {
     "model_init": Key(MODEL_INIT, None, "weights to start from: a file, or {part: source}"),
     "model_load": Key(BLOCK, {}, "options of loading, e.g. dont_load: patterns of names to leave at their init"),
     "oracle": Key(BLOCK, None, "stage I, for systems that are guided by one"),
+    "tokenizers": Key(BLOCK, None, "AiT's frozen tokenizers: {task: dict(model=…, model_init=its file or workdir)}"),
+    "solver": Key(BLOCK, {}, "AiT's tasks, sequences, auxiliary losses; fields of `systems/ait/parts.Options`"),
     "optax_name": Key(TEXT, "scale_by_adam", "scaling rule of the gradients"),
     "optax": Key(BLOCK, {}, "its options"),
     "lr": Key(NUMBER, REQUIRED, "learning rate"),
@@ -91,6 +97,11 @@ SCHEMA: dict[str, Key] = {
     "grad_clip_norm": Key(POSITIVE, None, "global norm of the gradients is cut to this"),
     "grad_accum_steps": Key(COUNT, 1, "parts of a batch whose gradients are added"),
     "ema_decay": Key(POSITIVE, None, "moving average of the parameters, used in evaluation"),
+    "sequences": Key(BLOCK, {}, "MAD's vocabulary and sequence lengths; fields of `systems/mad/vocabulary.Vocabulary`"),
+    "objectives": Key(BLOCK, {}, "MAD's tasks, masks and loss weights; fields of `systems/mad/settings.Objectives`"),
+    "skip_nonfinite": Key(FROM_ZERO, 0, "so many updates with a loss or gradient that is not finite are left out"),
+    "head": Key(BLOCK, {}, "options of a system's head that its network does not hold, e.g. PolyMaX's bin centres"),
+    "losses": Key(BLOCK, {}, "weights and constants of a system's losses"),
     "freeze_dict": Key(SWITCH, False, "the dictionary of stage I does not learn"),
     "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I"),
     "evals": Key(PAIRS, [], "(name, evaluator): a module of uvim_like/evaluators, options in the block config.<name>"),
@@ -107,6 +118,10 @@ ORACLE_SCHEMA: dict[str, Key] = {
     "model_init": Key(TEXT, None, "weights of stage I: a file or a workdir"),
     "model_name": Key(TEXT, REQUIRED, "as config.model_name"),
     "model": Key(BLOCK, REQUIRED, "as config.model"),
+}
+TOKENIZER_SCHEMA: dict[str, Key] = {
+    "model_init": Key(TEXT, None, "weights of the tokenizer: a file or a workdir"),
+    "model": Key(BLOCK, REQUIRED, "fields of the tokenizer's network"),
 }
 # A default of None in the lower five stands for the config's key of the same name (log_steps: log_eval_steps).
 EVAL_SCHEMA: dict[str, Key] = {
@@ -162,9 +177,16 @@ def check(config: mlc.ConfigDict) -> None:
   _check_length(values)
   _check_choices(values)
   _check_schedule(values.get("schedule"))
+  for key in ("lr_mults", "wd_mults", "sharding", "schedule"):
+    for pattern, _ in values.get(key) or () if not isinstance(values.get(key), dict) else ():
+      trees.check_pattern(pattern, where=f"config.{key}")
   _check_evals(values)
   if values.get("oracle") is not None:
     _check_oracle(values)
+  for name, block in (values.get("tokenizers") or {}).items():
+    if not isinstance(block, dict):
+      raise UserError(f"config.tokenizers.{name}: must be {BLOCK.phrase}, not {block!r}")
+    _check_keys(block, TOKENIZER_SCHEMA, where=f"config.tokenizers.{name}")
 
 
 def task_of(values: Mapping[str, Any]) -> str:
@@ -243,7 +265,7 @@ def _check_length(values: Mapping[str, Any]) -> None:
 
 
 def _check_choices(values: Mapping[str, Any]) -> None:
-  for key, choices in (("dtype", DTYPES), ("remat", REMATS)):
+  for key, choices in (("dtype", DTYPES), ("remat", REMATS), ("on_bad_example", BAD_EXAMPLE)):
     if values.get(key) is not None and values[key] not in choices:
       raise unknown("value", values[key], choices, where=f"config.{key}")
 

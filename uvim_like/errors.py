@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_NAME = 200  # characters of somebody's name for something that a message shows
+
 
 class UserError(ValueError):
   """A mistake in a config, a flag, a file or a dataset; the message names the place and the nearest valid choice."""
@@ -19,6 +21,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     "did you mean 'x'?" or "valid: a, b, c" (at most twenty names).
   """
   choices = sorted(map(str, choices))
+  name = name[:MAX_NAME]
   near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
   if near:
     return f"did you mean '{near[0]}'?"
@@ -29,4 +32,9 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 def unknown(what: str, name: str, choices: Iterable[str], *, where: str = "") -> UserError:
   """The error for a name that does not exist, e.g. `unknown("op", "resise", OPS, where="pp_train")`."""
   place = f"{where}: " if where else ""
-  return UserError(f"{place}unknown {what} '{name}'; {suggest(name, choices)}")
+  return UserError(f"{place}unknown {what} '{shortened(name)}'; {suggest(name, choices)}")
+
+
+def shortened(name: str) -> str:
+  """A name as messages show it."""
+  return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"

@@ -48,6 +48,14 @@ def match_first(name: str, patterns: list[str]) -> int | None:
   return next((i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, name)), None)
 
 
+def check_pattern(pattern: str, *, where: str) -> None:
+  """Raises UserError unless the text is a regular expression."""
+  try:
+    re.compile(pattern)
+  except (re.error, OverflowError, RecursionError) as error:
+    raise UserError(f"{where}: '{pattern}' is no regular expression ({error})") from None
+
+
 def check_patterns_used(patterns: list[str], names: list[str], *, where: str) -> None:
   """Raises UserError when a pattern matches no name at all: a typo there would otherwise train silently.
 
@@ -55,6 +63,7 @@ def check_patterns_used(patterns: list[str], names: list[str], *, where: str) ->
   but "first match wins" is how people write a default at the end.
   """
   for pattern in patterns:
+    check_pattern(pattern, where=where)
     if not any(re.fullmatch(pattern, name) for name in names):
       raise UserError(f"{where}: pattern '{pattern}' matches no parameter; "
                       f"{suggest(pattern, {n.split('/')[0] for n in names} | set(names))}")

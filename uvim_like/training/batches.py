@@ -32,6 +32,8 @@ from uvim_like.training import mirror, stored
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
+# What damaged archives, and single arrays in their place, raise.
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, TypeError, AttributeError)
 
 DATASET = "npz"
 MODEL_KEYS = stored.MODEL_KEYS
@@ -77,7 +79,7 @@ def _read(path: pathlib.Path, mtime_ns: int, size: int) -> dict[str, np.ndarray]
   try:
     with np.load(path, allow_pickle=False) as data:
       arrays = {key: data[key] for key in data.files}
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+  except READ_ERRORS as error:
     raise UserError(f"{path}: not a readable .npz of plain arrays ({error})") from error
   _check(path, arrays)
   for array in arrays.values():

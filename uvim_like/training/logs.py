@@ -5,17 +5,17 @@ import math
 import os
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from clu import parameter_overview as clu_overview
 from rich.progress import BarColumn, Progress, TextColumn
 
 from uvim_like.errors import UserError
+from uvim_like.training.events import Events
+from uvim_like.training.workdir import write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -103,22 +103,43 @@ def drop_after(path: pathlib.Path, step: int) -> int:
   """
   if not path.exists():
     return 0
-  lines = path.read_text(encoding="utf-8").splitlines()
+  lines = _lines(path)
   kept = [line for i, line in enumerate(lines)
           if _step_of(line, last=i + 1 == len(lines), place=f"{path}:{i + 1}") <= step and step > 0]
-  if len(kept) < len(lines):
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False,
-                                     encoding="utf-8") as file:
-      file.writelines(f"{line}\n" for line in kept)
-    os.chmod(file.name, path.stat().st_mode)
-    os.replace(file.name, path)
+  if len(kept) < len(lines) or _torn(path):
+    write_text(path, "".join(f"{line}\n" for line in kept))
   return len(lines) - len(kept)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """Lines of a metrics file; bytes that are no text make a line that is no JSON."""
+  return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] + _torn(path)
+
+
+def _torn(path: pathlib.Path) -> list[str]:
+  """The last line when its end is missing: a run was killed while writing it."""
+  last = path.read_bytes().rpartition(b"\n")[2]
+  return [last.decode(errors="replace")] if last else []
+
+
+def drop_torn(path: pathlib.Path) -> None:
+  """Cuts a last line without its end off a metrics file, in place: somebody may be writing it."""
+  if path.exists() and (torn := path.read_bytes().rpartition(b"\n")[2]):
+    os.truncate(path, path.stat().st_size - len(torn))
+
+
+def evaluated(path: pathlib.Path, step: int) -> set[str]:
+  """Names of the numbers that evaluations wrote for a step: those in lines without "loss", which training has."""
+  if not path.exists():
+    return set()
+  lines = [json.loads(line) for line in _lines(path) if f'"step": {step},' in line]
+  return {name for line in lines if line["step"] == step and "loss" not in line for name in line}
 
 
 def _step_of(line: str, *, last: bool, place: str) -> float:
   """The step of a line; infinite for a last line that was cut short."""
   try:
-    return json.loads(line)["step"]
+    return json.loads(line)["step"] + 0
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     if last:
       return math.inf
@@ -151,11 +172,13 @@ class Logger:
       return
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    if resume_step is not None:
+    if resume_step is None:
+      drop_torn(workdir / METRICS_FILE)
+    else:
       drop_after(workdir / METRICS_FILE, resume_step)
     self._file = open(workdir / METRICS_FILE, "a", encoding="utf-8")
     hidden_from = None if resume_step is None else resume_step + 1 if resume_step else 0
-    self._events = tensorboardX.SummaryWriter(str(workdir / EVENTS_FOLDER), purge_step=hidden_from)
+    self._events = Events(workdir / EVENTS_FOLDER, hidden_from=hidden_from)
     if sys.stdout.isatty() if terminal is None else terminal:
       self._bar = Progress(BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
                            TextColumn("{task.description}"))
@@ -180,8 +203,12 @@ class Logger:
     values = {name: json_value(value) for name, value in values.items()}
     self._file.write(json.dumps({"step": int(step), **values}, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, float(value), step)
+    self._events.write(int(step), {name: float(value) for name, value in values.items()})
+
+  def sync(self) -> None:
+    """Returns when what was written survives a failure of the machine: a checkpoint must not outlive its log."""
+    if self._file:
+      os.fsync(self._file.fileno())
 
   def start(self, step: int) -> None:
     """Starts the clock for `progress`: call it after the first step, so that compilation is left out."""
@@ -214,13 +241,14 @@ class Logger:
 
   def close(self) -> None:
     """Finishes the bar and the files; what was written is on disk afterwards."""
-    if self._bar:
-      self._bar.stop()
-    if self._file:
-      self._file.close()
-      self._events.close()
+    bar, file, events = self._bar, self._file, self._events
     self._bar = self._file = self._events = None
     self.active = False
+    if bar:
+      bar.stop()
+    if file:
+      with file, events:
+        pass
 
 
 def parameter_overview(params: Any) -> str:

@@ -15,7 +15,7 @@ DECAY_OPTIONS = {
     "constant": (),
     "cosine": ("end",),
     "linear": ("end",),
-    "poly": ("end", "power"),
+    "poly": ("end", "power", "overlap"),
     "step": ("drop_steps", "drop_factor"),
 }
 
@@ -68,7 +68,8 @@ def make(options: Mapping[str, Any], *, total_steps: int, where: str = "schedule
   `decay_type` is one of `DECAY_OPTIONS` ("constant" when absent). Warmup rises linearly from `warmup_start` (0) over
   `warmup_steps` (0) and multiplies the decay, which begins where warmup ends; `base` (1) multiplies everything.
   The factor is 0 at step 0 whenever there is warmup, so the first update changes nothing (UViM's convention). A training
-  that is shorter than its warmup, a trial of a long recipe for a few steps, only ever warms up.
+  that is shorter than its warmup, a trial of a long recipe for a few steps, only ever warms up. With `overlap` ("poly"
+  only, deeplab2's form) the decay counts from step 0 and replaces the ramp where that ends, with a small drop.
 
   Raises:
     UserError: an unknown decay type or option.
@@ -93,8 +94,13 @@ class _Schedule:
   def __call__(self, step) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     warmup = self.options.get("warmup_steps", 0)
-    progress = jnp.clip((step - warmup) / max(self.total_steps - warmup, 1), 0.0, 1.0)
-    factor = decay(progress, step, self.options) * self.options.get("base", 1.0)
+    overlap = self.options.get("overlap", False)
+    begin = 0 if overlap else warmup
+    progress = jnp.clip((step - begin) / max(self.total_steps - begin, 1), 0.0, 1.0)
+    factor = decay(progress, step, self.options)
+    if overlap:
+      factor = jnp.where(step < warmup, 1.0, factor)
+    factor = factor * self.options.get("base", 1.0)
     if warmup:
       start = self.options.get("warmup_start", 0.0)
       factor = factor * (start + (1.0 - start) * jnp.minimum(1.0, step / warmup))

@@ -17,7 +17,7 @@ from uvim_like.evaluators.base import Metric
 from uvim_like.ops.constraint import use_mesh
 from uvim_like.ops.loops import written_out
 from uvim_like.systems.base import System
-from uvim_like.training import logs, optim, schedules, sharding, step
+from uvim_like.training import batches, logs, optim, schedules, sharding, step
 
 Tree = Any
 # The CPU backend may start independent work in any order, which keeps far more alive at a time: 4.9 GiB against 2.6 GiB
@@ -74,14 +74,33 @@ def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], 
   sharding.check_batch_size(config.batch_size, mesh, grad_accum_steps=config.grad_accum_steps)
   system = system or make_system(config)
   shapes = global_shapes(batch, config.batch_size)
-  variables = jax.eval_shape(system.init, jax.random.key(0), shapes)
+  variables = shapes_of(system, shapes, config)
   total_steps = schedules.steps(config, num_examples)
   tx, rates = optim.make(config, variables.params, total_steps=total_steps)
   init = functools.partial(step.start_from, tx=tx, ema_decay=config.ema_decay)
   abstract = jax.eval_shape(init, variables)
   return Run(config, mesh, system, place_frozen(system.frozen, mesh, config), tx, rates, total_steps,
              sharding.state_shardings(mesh, abstract, config.sharding), abstract,
-             jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh)))
+             jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))())
+
+
+def shapes_of(system: System, batch: Mapping[str, jax.ShapeDtypeStruct], config: Any) -> Any:
+  """The variables in shapes; UserError when the batch lacks what the system reads, or has it in another size."""
+  try:
+    return jax.eval_shape(system.init, jax.random.key(0), batch)
+  except KeyError as error:
+    if not isinstance(error.args[0], str) or error.args[0] in batch:
+      raise
+    raise UserError(f"config.pp_train: the batch has no '{error.args[0]}', which the model reads; it has "
+                    f"{', '.join(sorted(batch))}; is it missing in keep(…)?") from error
+  except UserError:
+    raise
+  except (TypeError, ValueError) as error:
+    wanted = config.model.get("input_size")
+    sizes = ", ".join(f"'{name}' is {leaf.shape[1:]}" for name, leaf in batch.items())
+    raise UserError(f"config.pp_train makes what the model does not take: {sizes}"
+                    f"{f'; config.model.input_size is {tuple(wanted)}' if wanted else ''} "
+                    f"({' '.join(str(error).split())[:200]})") from error
 
 
 def global_shapes(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -92,12 +111,21 @@ def global_shapes(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str,
 def place_frozen(frozen: Tree, mesh: Mesh, config: Any) -> Tree:
   """A frozen stage on the devices; UserError when its weights were not found."""
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
-    source = config.oracle.get("model_init")
+    where, source = missing_source(frozen, config)
     if not source:
-      raise UserError("config.oracle.model_init is missing: the workdir of a finished stage I, or its .npz file")
-    weights.load(source, where="config.oracle.model_init")  # says what is missing, and where it can be found
-    raise UserError(f"config.oracle.model_init: '{source}' holds no weights of a stage I")
-  return jax.device_put(frozen, sharding.replicated(mesh))
+      raise UserError(f"{where} is missing: the workdir of a finished stage I, or its .npz file")
+    weights.load(source, where=where)  # says what is missing, and where it can be found
+    raise UserError(f"{where}: '{source}' holds no weights of a stage I")
+  return sharding.place(frozen, sharding.replicated(mesh))
+
+
+def missing_source(frozen: Tree, config: Any) -> tuple[str, str | None]:
+  """(config key, its value) of the frozen stage whose weights were not found: the oracle, or one of the tokenizers."""
+  if not config.get("tokenizers"):
+    return "config.oracle.model_init", config.oracle.get("model_init")
+  name = next(name for name, tree in frozen.items()
+              if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)))
+  return f"config.tokenizers.{name}.model_init", config.tokenizers[name].get("model_init")
 
 
 def init_state(run: Run, batch: Mapping[str, np.ndarray]) -> tuple[step.TrainState, str]:
@@ -105,10 +133,12 @@ def init_state(run: Run, batch: Mapping[str, np.ndarray]) -> tuple[step.TrainSta
   shapes = global_shapes(batch, run.config.batch_size)
   init = jax.jit(lambda key: run.system.init(key, jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)),
                  out_shardings=run.shardings.vars)
+  if run.system.load is not None:  # weights that do not fit are told before anything compiles
+    run.system.load(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract.vars))
   variables, report = init(jax.random.key(run.config.seed)), ""
   if run.system.load is not None:
-    variables, report = run.system.load(jax.device_get(variables))
-    variables = jax.device_put(variables, run.shardings.vars)
+    variables, report = run.system.load(sharding.to_host(variables, run.mesh))
+    variables = sharding.place(variables, run.shardings.vars)
   start = jax.jit(functools.partial(step.start_from, tx=run.tx, ema_decay=run.config.ema_decay),
                   out_shardings=run.shardings)
   return start(variables), report
@@ -117,7 +147,8 @@ def init_state(run: Run, batch: Mapping[str, np.ndarray]) -> tuple[step.TrainSta
 def compile_step(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> tuple[Callable, float | None]:
   """The compiled training step and its floating point operations (None where they are not needed: on CPU)."""
   function = functools.partial(step.train_step, system=run.system, tx=run.tx,
-                               accumulate=run.config.grad_accum_steps, ema_decay=run.config.ema_decay)
+                               accumulate=run.config.grad_accum_steps, ema_decay=run.config.ema_decay,
+                               skip_nonfinite=bool(run.config.skip_nonfinite))
 
   def on_mesh(state, frozen, batch, key):
     with use_mesh(run.mesh):
@@ -138,7 +169,7 @@ def count_flops(function: Callable, *arguments: Any) -> float:
     return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
 
 
-DEVICE_KEYS = ("image", "image_ctx", "labels")  # of a batch; the rest stays on the host
+DEVICE_KEYS = batches.MODEL_KEYS  # of a batch; the rest stays on the host
 
 
 class Evaluator(NamedTuple):
@@ -201,7 +232,7 @@ def _losses(run: Run) -> Callable:
   def losses(variables, frozen, batch, key):
     with use_mesh(run.mesh):
       return run.system.loss(variables, frozen, batch, key, False).parts
-  return jax.jit(losses)
+  return jax.jit(losses, out_shardings=sharding.batch_sharding(run.mesh))  # each process reads its own rows
 
 
 def _prediction(run: Run, name: str, options: Mapping[str, Any], *, where: str) -> Callable:
@@ -212,7 +243,7 @@ def _prediction(run: Run, name: str, options: Mapping[str, Any], *, where: str) 
   def predict(variables, frozen, batch, key):
     with use_mesh(run.mesh):
       return function(variables, frozen, batch, key)
-  return jax.jit(predict)
+  return jax.jit(predict, out_shardings=sharding.batch_sharding(run.mesh))
 
 
 def overview(run: Run) -> str:

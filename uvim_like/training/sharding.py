@@ -92,6 +92,25 @@ def to_global(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
   return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
+def place(tree: Tree, shardings: Tree) -> Tree:
+  """Host arrays (the same ones in every process) on the devices; `shardings` is a tree like it, or one for all."""
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+
+  def put(leaf, target):
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, target, lambda index: leaf[index])
+
+  return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree: Tree, mesh: Mesh) -> Tree:
+  """Arrays over the mesh as numpy arrays, whole, in every process."""
+  if jax.process_count() > 1:
+    tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+  return jax.device_get(tree)
+
+
 def state_shardings(mesh: Mesh, tree: Tree, rules: Any = None, *, min_size: int = MIN_SPLIT_SIZE) -> Tree:
   """A tree of NamedShardings for a tree of arrays or shapes.
 

@@ -26,11 +26,13 @@ class TrainState(flax.struct.PyTreeNode):
     vars: what the system learns.
     opt: optimizer state.
     ema: moving average of the parameters, or () without `ema_decay`.
+    skipped: () int32, how many of the updates were left out because something was not finite.
   """
   step: Array
   vars: Vars
   opt: Tree
   ema: Tree = ()
+  skipped: Array = flax.struct.field(default_factory=lambda: jnp.int32(0))
 
   def eval_vars(self) -> Vars:
     """The variables to evaluate and export: averaged parameters where there are any."""
@@ -46,12 +48,12 @@ def init_state(key: Array, batch: Batch, *, system: System, tx: optax.GradientTr
 def start_from(variables: Vars, *, tx: optax.GradientTransformation, ema_decay: float | None = None) -> TrainState:
   """Step 0 with the given variables."""
   ema = jax.tree.map(jnp.copy, variables.params) if ema_decay else ()
-  return TrainState(jnp.int32(0), variables, tx.init(variables.params), ema)
+  return TrainState(jnp.int32(0), variables, tx.init(variables.params), ema, jnp.int32(0))
 
 
 def train_step(state: TrainState, frozen: Tree, batch: Batch, key: Array, *, system: System,
-               tx: optax.GradientTransformation, accumulate: int = 1,
-               ema_decay: float | None = None) -> tuple[TrainState, dict[str, Array]]:
+               tx: optax.GradientTransformation, accumulate: int = 1, ema_decay: float | None = None,
+               skip_nonfinite: bool = False) -> tuple[TrainState, dict[str, Array]]:
   """One update.
 
   Args:
@@ -63,10 +65,12 @@ def train_step(state: TrainState, frozen: Tree, batch: Batch, key: Array, *, sys
     tx: the optimizer.
     accumulate: micro batches whose gradients are summed before the update; B must be a multiple of it.
     ema_decay: of the averaged parameters, None for none.
+    skip_nonfinite: leave the update out when any metric is not finite: only `step` and `skipped` advance.
 
   Returns:
     The next state, and () metrics: "loss", the mean of every part, norms of gradient, update and parameters, and
-    "grad_norm/<group>" for each top-level group of parameters, which tells where a non-finite gradient came from.
+    "grad_norm/<group>" for each top-level group of parameters, which tells where a non-finite gradient came from; with
+    `skip_nonfinite` "nonfinite_skipped", the updates left out so far.
   """
   key = jax.random.fold_in(key, state.step)
   if accumulate == 1:
@@ -83,7 +87,22 @@ def train_step(state: TrainState, frozen: Tree, batch: Batch, key: Array, *, sys
     ema = jax.tree.map(lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, params)
   metrics = {"loss": loss, **parts, **grad_norms(grads), "update_norm": optax.tree.norm(updates),
              "param_norm": optax.tree.norm(params)}
-  return TrainState(state.step + 1, Vars(params, next_state), opt, ema), metrics
+  new = TrainState(state.step + 1, Vars(params, next_state), opt, ema, state.skipped)
+  if skip_nonfinite:
+    new = _unless_finite(all_finite(metrics), new, state)
+    metrics["nonfinite_skipped"] = new.skipped
+  return new, metrics
+
+
+def all_finite(metrics: Mapping[str, Array]) -> Array:
+  """() bool: whether every number of a step is finite."""
+  return functools.reduce(jnp.logical_and, map(jnp.isfinite, metrics.values()))
+
+
+def _unless_finite(finite: Array, new: TrainState, old: TrainState) -> TrainState:
+  """The new state, or the old one at the next step; decided on the devices."""
+  kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+  return kept.replace(step=new.step, skipped=old.skipped + jnp.where(finite, 0, 1))
 
 
 def _value_and_grad(variables: Vars, frozen: Tree, batch: Batch, key: Array, system: System):
