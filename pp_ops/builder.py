@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from pp_ops.registry import SEED, Features, Keys, Op
-from uvim_like.errors import UserError, suggest, unknown
+from uvim_like.errors import UserError, shortened, suggest, unknown
 
-DEFAULT_MODULES = ("ops_general", "ops_image", "ops_labels", "proj.uvim.pp_ops")
+DEFAULT_MODULES = ("ops_general", "ops_image", "ops_labels", "ops_instances", "ops_augment", "ops_sequence",
+                   "proj.uvim.pp_ops")
 _WINDOW = 55   # characters of a long string that an error shows on either side
+_BREAKS = "\n\r\t\v\f\x1c\x1d\x1e\x85\u2028\u2029"   # all that `str.splitlines` breaks at: an error stays in its lines
+MAX_LENGTH = 20_000   # characters of a string; the longest of ours has 700
+MAX_OPS = 200   # ops of a string; each is one more level of the syntax tree
+# What an op raises on arguments that it cannot take, while its graph is built.
+OP_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, NotImplementedError,
+             tf.errors.OpError)
 
 
 class Call(NamedTuple):
@@ -55,23 +62,33 @@ def parse(pp: str) -> tuple[Call, ...]:
   text = one_line(pp)
   if not text.strip():
     return ()
+  if len(text) > MAX_LENGTH:
+    raise at(text, MAX_LENGTH, f"{len(text)} characters, more than MAX_LENGTH = {MAX_LENGTH}")
   indent = len(text) - len(text.lstrip())
   try:
     tree = ast.parse(text.strip(), mode="eval").body
   except SyntaxError as error:
     raise at(text, indent + max((error.offset or 1) - 1, 0), f"not op|op(…)|…: {error.msg}") from error
-  return tuple(_call(text, indent, node) for node in _split_bars(tree))
+  except (ValueError, RecursionError, MemoryError) as error:   # null bytes, half a code point, 10,000 signs in a row
+    raise at(text, indent, f"not op|op(…)|…: {error or 'nested too deeply'}") from error
+  return tuple(_call(text, indent, node) for node in _split_bars(text, tree))
 
 
 def one_line(pp: str) -> str:
-  """The string as errors show it: line breaks and tabs as blanks."""
-  return "".join(" " if c in "\n\r\t" else c for c in pp)
+  """The string as errors show it: line breaks and tabs as blanks, half code points (nothing prints them) as "?"."""
+  whole = pp.encode("utf-8", "replace").decode("utf-8")
+  return "".join(" " if c in _BREAKS else c for c in whole)
 
 
-def _split_bars(node: ast.expr) -> list[ast.expr]:
-  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    return _split_bars(node.left) + [node.right]
-  return [node]
+def _split_bars(text: str, node: ast.expr) -> list[ast.expr]:
+  """The ops of a chain, whose tree leans to the left."""
+  ops = []
+  while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    ops.append(node.right)
+    node = node.left
+    if len(ops) >= MAX_OPS:
+      raise at(text, 0, f"more than MAX_OPS = {MAX_OPS} ops")
+  return [node, *reversed(ops)]
 
 
 def _column(text: str, indent: int, node: ast.AST) -> int:
@@ -95,8 +112,8 @@ def _call(text: str, indent: int, node: ast.expr) -> Call:
 def _literal(text: str, indent: int, node: ast.expr) -> Any:
   try:
     return _strip(ast.literal_eval(node))
-  except (ValueError, TypeError) as error:
-    written = ast.get_source_segment(text[indent:], node)
+  except (ValueError, TypeError, RecursionError, MemoryError) as error:
+    written = f"{ast.get_source_segment(text[indent:], node)!s:.80}"
     hint = f"; did you mean '{written}' in quotes?" if isinstance(node, ast.Name) else ""
     raise at(text, _column(text, indent, node),
              f"{written} is not a literal (number, string, list, tuple, dict, True, None){hint}") from error
@@ -143,15 +160,16 @@ def compile_string(pp: str, modules: Sequence[str] | None = None) -> Program:
 
 def _resolve(text: str, call: Call, ops: Mapping[str, Op]) -> Step:
   if call.name not in ops:
-    raise at(text, call.column, f"unknown op '{call.name}'; {suggest(call.name, ops)}")
+    raise at(text, call.column, f"unknown op '{shortened(call.name)}'; {suggest(call.name, ops)}")
   op = ops[call.name]
   for name in call.kwargs:
     if name not in op.signature.parameters:
-      raise at(text, call.column, f"{call.name} has no argument '{name}'; {suggest(name, op.signature.parameters)}")
+      near = suggest(name, op.signature.parameters)
+      raise at(text, call.column, f"{call.name} has no argument '{shortened(name)}'; {near}")
   try:
     arguments = op.signature.bind(*call.args, **call.kwargs)
   except TypeError as error:
-    raise at(text, call.column, f"{call.name}{_shown(op.signature)}: {error}") from error
+    raise at(text, call.column, f"{call.name}{_shown(op.signature)}: {str(error)[:300]}") from error
   arguments.apply_defaults()
   return Step(call, op, arguments)
 
@@ -195,7 +213,10 @@ def check_keys(program: Program, features: Iterable[str]) -> Keys:
 
 
 def _keys(program: Program, step: Step, declared) -> Keys:
-  keys = tuple(declared(step.arguments.arguments))
+  try:
+    keys = tuple(declared(step.arguments.arguments))
+  except (TypeError, LookupError) as error:   # a number or nothing where a list of keys is due
+    raise at(program.text, step.call.column, f"{step.call.name}: keys of features are wanted: {error}") from error
   for key in keys:
     if not isinstance(key, str):
       raise at(program.text, step.call.column, f"{step.call.name}: the key of a feature is a string, not {key!r}")
@@ -216,7 +237,7 @@ def run(program: Program, features: Features) -> Features:
     seed = (tf.random.experimental.stateless_fold_in(features[SEED], position),) if step.op.random else ()
     try:
       features = step.op.function(features, *seed, *step.arguments.args, **step.arguments.kwargs)
-    except (ValueError, TypeError) as error:
+    except OP_ERRORS as error:
       reason = " ".join(str(error).split())
       raise at(program.text, step.call.column, f"{step.call.name}: {reason[:300]}") from error
   return dict(features)

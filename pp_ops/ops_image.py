@@ -1,9 +1,12 @@
 """Ops on pictures (H, W, C): decoding, geometry, colour. Values are those of tf.image, uint8 truncation included."""
 
+import io
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
+from pp_ops.files import MAX_PIXELS, header_size
 from pp_ops.registry import Features, Op, features_op, key_op
 
 OPS: dict[str, Op] = {}
@@ -28,14 +31,55 @@ def decode(x: tf.Tensor, channels: int = 3) -> tf.Tensor:
     if x.dtype != tf.uint8 or x.shape.rank != 3:
       raise ValueError(f"decode needs encoded bytes or uint8 (H, W, C), not {x.dtype.name} {x.shape}")
     return x
-  image = tf.io.decode_image(x, channels=channels, expand_animations=False)
+  image = tf.io.decode_image(bounded(x), channels=channels, expand_animations=False)
   return tf.ensure_shape(image, [None, None, channels])
+
+
+def bounded(x: tf.Tensor) -> tf.Tensor:
+  """The encoded bytes themselves; an error when their header claims more than MAX_PIXELS, before anything is decoded."""
+  pixels = tf.cond(tf.io.is_jpeg(x), lambda: _jpeg_pixels(x), lambda: _header_pixels(x))
+  message = f"an image of more than MAX_PIXELS = {MAX_PIXELS:,} pixels by its header:"
+  with tf.control_dependencies([tf.debugging.Assert(pixels <= MAX_PIXELS, [message, pixels])]):
+    return tf.identity(x)
+
+
+def _jpeg_pixels(x: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_prod(tf.cast(tf.image.extract_jpeg_shape(x), tf.int64)[:2])
+
+
+def _header_pixels(x: tf.Tensor) -> tf.Tensor:
+  """Of a PNG, GIF or BMP; 0 of anything else, which the decoder refuses."""
+  head = tf.cast(tf.io.decode_raw(tf.strings.substr(x, 0, 26), tf.uint8), tf.int64)
+  head = tf.pad(head, [[0, 26 - tf.shape(head)[0]]])
+
+  def number(place: int, count: int, *, big: bool = False) -> tf.Tensor:
+    order = range(count - 1, -1, -1) if big else range(count)
+    return tf.reduce_sum(head[place:place + count] * tf.constant([256 ** i for i in order], tf.int64))
+
+  def signed(value: tf.Tensor) -> tf.Tensor:   # the rows of a BMP may run upwards: a negative height
+    return tf.abs(tf.where(value >= 2 ** 31, value - 2 ** 32, value))
+
+  most = tf.constant(2 ** 31 - 1, tf.int64)  # of a side: the product must not overflow
+  png = tf.minimum(number(20, 4, big=True), most) * tf.minimum(number(16, 4, big=True), most)
+  bmp = signed(number(22, 4)) * signed(number(18, 4))
+  plain = tf.where(head[0] == 0x89, png, tf.where(head[0] == ord("B"), bmp, tf.zeros_like(png)))
+  return tf.cond(head[0] == ord("G"), lambda: _gif_pixels(x), lambda: plain)
+
+
+def _gif_pixels(x: tf.Tensor) -> tf.Tensor:
+  """The sizes of a GIF's frames are spread over the file: Python walks through it."""
+  def walk(data) -> np.int64:
+    size = header_size(io.BytesIO(np.asarray(data, object).item()))  # bytes in graphs, an array of one outside
+    return np.int64(size.pixels if size else 0)
+  return tf.ensure_shape(tf.numpy_function(walk, [x], tf.int64, stateful=False), [])
 
 
 @key_op(OPS)
 def resize(x: tf.Tensor, size: int | Sequence[int], method: str = "bilinear", antialias: bool = False) -> tf.Tensor:
   """(H, W, C) -> (*size, C), half-pixel centres; integers are clipped to their type's range and truncated."""
   size = (size, size) if isinstance(size, int) else tuple(size)
+  if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size) or size[0] * size[1] > MAX_PIXELS:
+    raise ValueError(f"size must be (height, width), whole numbers above 0, at most {MAX_PIXELS:,} pixels, not {size}")
   out = tf.image.resize(x, size, method, antialias=antialias)
   if x.dtype.is_integer and out.dtype != x.dtype:
     out = tf.clip_by_value(out, x.dtype.min, x.dtype.max)
@@ -82,6 +126,7 @@ def decode_jpeg_and_inception_crop(x: tf.Tensor, seed: tf.Tensor, size: int | No
   """Random box of area_min..area_max percent, decoded and resized to (size, size, 3); JPEGs decode only the box."""
   box = dict(area=(area_min / 100, area_max / 100), aspect=(ratio_min, ratio_max))
   if x.dtype == tf.string:
+    x = bounded(x)
     crop = tf.cond(tf.io.is_jpeg(x), lambda: _decode_jpeg_box(x, seed, **box),
                    lambda: _pixels_box(decode(x), seed, **box))
   else:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pp_ops import builder
+from pp_ops import bad_examples, builder, mixture
 from pp_ops.registry import SEED
 from pp_ops.source import Source
 from pp_ops.sources import open_source
@@ -88,7 +88,11 @@ def check(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
 
 
 def num_examples(*, dataset: str, split: str, data_dir: str | None = None) -> int:
-  """Number of examples of a split."""
+  """Number of examples of a split; of a mixture, those of all parts while the first passes once."""
+  if mixture.is_mixture(dataset):
+    mixed = mixture.parts(dataset, split, data_dir=data_dir)
+    sizes = [num_examples(dataset=p.dataset, split=p.split, data_dir=p.data_dir) for p in mixed]
+    return mixture.length(mixed, sizes)
   return len(open_source(dataset, split, data_dir=data_dir))
 
 
@@ -165,7 +169,8 @@ def _check_sizes(batch_size: int, process_index: int, process_count: int) -> Non
 def train_batches(*, dataset: str, split: str, pp: str, batch_size: int, seed: int = 0, start_step: int = 0,
                   data_dir: str | None = None, pp_modules: Sequence[str] | None = None,
                   shuffle_buffer_size: int | None = None, process_index: int = 0, process_count: int = 1,
-                  prefetch: int = 2) -> Iterator[Batch]:
+                  prefetch: int = 2, on_bad_example: str = "error", max_bad_share: float = 0.01,
+                  label_limits: tuple[int, ...] | None = None) -> Iterator[Batch]:
   """Endless batches, from the one of `start_step` on; each is a function of (seed, step) alone.
 
   Args:
@@ -174,6 +179,10 @@ def train_batches(*, dataset: str, split: str, pp: str, batch_size: int, seed: i
     batch_size: over all processes; each gets batch_size / process_count rows, in the order of process_index.
     shuffle_buffer_size: taken for the vocabulary's sake and not used: every epoch is a full permutation of the split.
     prefetch: batches made ahead.
+    on_bad_example: "error" stops at an example that cannot be read; "skip" puts another in its place, see
+      `bad_examples`.
+    max_bad_share: of the split; "skip" stops above it.
+    label_limits: with "skip", integer labels outside these numbers of classes make an example bad too.
 
   Returns:
     Iterator of dicts of numpy arrays, the string's outputs (B, …) and "_index" (B,) int64, the position in the split.
@@ -182,12 +191,36 @@ def train_batches(*, dataset: str, split: str, pp: str, batch_size: int, seed: i
     UserError: at once for mistakes that need no data; at its batch for an example that fails, with the example's id.
   """
   del shuffle_buffer_size
+  if mixture.is_mixture(dataset):
+    mixed = mixture.parts(dataset, split, pp, data_dir=data_dir, seed=seed)
+    mixture.check_rows(mixed, batch_size, process_count)
+    place = dict(pp_modules=pp_modules, process_index=process_index, process_count=process_count)
+    options = dict(start_step=start_step, prefetch=prefetch, on_bad_example=on_bad_example,
+                   max_bad_share=max_bad_share, label_limits=label_limits)
+    return mixture.MixedBatches([train_batches(batch_size=p.rows, seed=p.seed, **_place(p), **place, **options)
+                                 for p in mixed], _joint_specs(mixed, pp_modules))
   _check_sizes(batch_size, process_index, process_count)
   prepared = prepare(dataset=dataset, split=split, pp=pp, data_dir=data_dir, pp_modules=pp_modules)
   rows = functools.partial(rows_of_step, length=len(prepared.source), batch_size=batch_size, seed=seed,
                            process_index=process_index, process_count=process_count)
-  return TrainBatches(prepared, rows, seed=seed, start_step=start_step, local=batch_size // process_count,
-                      prefetch=prefetch)
+  options = dict(seed=seed, start_step=start_step)
+  local = batch_size // process_count
+  if on_bad_example == "skip":
+    examples = Running(_examples(prepared, rows, local, **options).prefetch(prefetch * local))
+    split = bad_examples.Split(prepared.source.name, len(prepared.source), prepared.source.example_id,
+                               functools.partial(_read, prepared, seed))
+    return bad_examples.SkippingBatches(examples, rows, split, **options, max_bad_share=max_bad_share,
+                                        label_limits=label_limits)
+  return TrainBatches(prepared, rows, **options, local=local, prefetch=prefetch)
+
+
+def _place(part: mixture.Part) -> dict[str, Any]:
+  """Where a part of a mixture comes from."""
+  return dict(dataset=part.dataset, split=part.split, pp=part.pp, data_dir=part.data_dir)
+
+
+def _joint_specs(mixed: Sequence[mixture.Part], pp_modules: Sequence[str] | None) -> dict[str, tf.TensorSpec]:
+  return mixture.joint_specs(mixed, [prepare(**_place(part), pp_modules=pp_modules).specs for part in mixed])
 
 
 def _order(rows: Rows, local: int, step: tf.Tensor) -> tf.Tensor:
@@ -196,13 +229,25 @@ def _order(rows: Rows, local: int, step: tf.Tensor) -> tf.Tensor:
   return tf.ensure_shape(order, [local, 2])
 
 
+def _examples(prepared: Prepared, rows: Rows, local: int, *, seed: int, start_step: int) -> tf.data.Dataset:
+  """The examples of all steps from `start_step` on, one after another."""
+  order = tf.data.Dataset.counter(start_step).map(functools.partial(_order, rows, local)).unbatch()
+  return order.map(lambda row: _load(prepared, seed, row[0], row[1])[0], tf.data.AUTOTUNE, deterministic=True)
+
+
+def _read(prepared: Prepared, seed: int, epoch: int, index: int) -> dict[str, np.ndarray]:
+  """One example of an epoch, read at once."""
+  raw = prepared.source.fetch(index, prepared.keys)
+  features, _ = transform(prepared, {k: tf.constant(v) for k, v in raw.items()}, example_seed(seed, epoch, index))
+  return {k: v.numpy() for k, v in features.items()} | {"_index": np.int64(index)}
+
+
 class TrainBatches:
   """The endless iterator that `train_batches` returns; `close` stops its threads."""
 
   def __init__(self, prepared: Prepared, rows: Rows, *, seed: int, start_step: int, local: int, prefetch: int):
     self._prepared, self._rows, self._seed, self._step = prepared, rows, seed, start_step
-    examples = tf.data.Dataset.counter(start_step).map(functools.partial(_order, rows, local)).unbatch()
-    examples = examples.map(lambda row: _load(prepared, seed, row[0], row[1])[0], tf.data.AUTOTUNE, deterministic=True)
+    examples = _examples(prepared, rows, local, seed=seed, start_step=start_step)
     self._batches = Running(examples.batch(local, drop_remainder=True).prefetch(prefetch))
 
   def __iter__(self) -> Iterator[Batch]:
@@ -299,6 +344,12 @@ def eval_batches(*, dataset: str, split: str, pp: str, batch_size: int, data_dir
   Raises:
     UserError: as `train_batches`.
   """
+  if mixture.is_mixture(dataset):
+    mixed = mixture.parts(dataset, split, pp, data_dir=data_dir)
+    place = dict(pp_modules=pp_modules, target_keys=target_keys, process_index=process_index,
+                 process_count=process_count)
+    return mixture.MixedEval([eval_batches(batch_size=batch_size, **_place(p), **place) for p in mixed],
+                             _joint_specs(mixed, pp_modules))
   _check_sizes(batch_size, process_index, process_count)
   prepared = prepare(dataset=dataset, split=split, pp=pp, data_dir=data_dir, pp_modules=pp_modules,
                      target_keys=target_keys)

@@ -1,12 +1,14 @@
 """COCO panoptic annotations in their official layout, with the features of TFDS's coco/2017_panoptic."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from etils import epath
 
+from pp_ops.files import check_links, plain_name
 from pp_ops.source import split_spans
-from pp_ops.sources_folder import Files, FileSource, check_pairs, list_files, list_objects, read_json
+from pp_ops.sources_folder import Files, FileSource, check_pairs, entry_errors, list_files, list_objects, read_json
 from uvim_like.errors import UserError
 
 # So that configs written for TFDS run on the unpacked archives.
@@ -21,7 +23,7 @@ def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = (
   """
   annotations = root / "annotations"
   found = {p.stem.removeprefix("panoptic_"): p for p in annotations.iterdir()
-           if p.name.startswith("panoptic_") and p.suffix == ".json"} if annotations.exists() else {}
+           if p.name.startswith("panoptic_") and p.suffix == ".json"} if annotations.is_dir() else {}
   if not found:
     raise UserError(f"coco_json '{root}': there is no annotations/panoptic_<split>.json")
   names = {name: name for name in found} | {a: n for a, n in ALIASES.items() if n in found and a not in found}
@@ -35,25 +37,39 @@ def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = (
 def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
   """The files of one split, each checked to be there."""
   table = read_json(annotation)
-  images = table["images"]
-  stems = tuple(pathlib.PurePath(im["file_name"]).stem for im in images)
-  pictures = {s: root / name / im["file_name"] for s, im in zip(stems, images)}
+  names = image_names(table, annotation)
+  stems = tuple(pathlib.PurePath(file_name).stem for file_name in names)
+  pictures = {s: root / name / file_name for s, file_name in zip(stems, names)}
+  if len(pictures) < len(names):
+    raise UserError(f"{annotation}: {len(names) - len(pictures)} names in 'images' occur twice")
   _check_present(pictures, root / name)
   maps = root / f"panoptic_{name}"
-  if not maps.exists():
+  if not maps.is_dir():
     maps = root / "annotations" / f"panoptic_{name}"
-  if not maps.exists():
+  if not maps.is_dir():
     raise UserError(f"coco_json '{root}': there is no panoptic_{name}/")
   labels = list_files(maps, (".png",))
   check_pairs(stems, labels, maps)
   objects = list_objects(table, annotation)
   check_pairs(stems, objects, annotation)
-  return Files(stems, pictures, {"panoptic": labels}, objects, {s: im["id"] for s, im in zip(stems, images)})
+  ids = {s: im["id"] for s, im in zip(stems, table["images"])}   # integers, as `list_objects` has seen
+  return Files(stems, pictures, {"panoptic": labels}, objects, ids)
+
+
+def image_names(table: Mapping[str, Any], annotation: epath.Path) -> list[str]:
+  """The image files of a table, in its order; UserError for a missing name or one that leads to another folder."""
+  names = []
+  for position, image in enumerate(table["images"]):
+    with entry_errors(annotation, "images", position):
+      names.append(plain_name(image["file_name"], where=f"{annotation}: images[{position}]"))
+  return names
 
 
 def _check_present(pictures: dict[str, epath.Path], folder: epath.Path) -> None:
-  """Lists the folder once instead of asking for every file."""
-  there = {p.name for p in folder.iterdir()} if folder.exists() else set()
+  """Lists the folder once instead of asking for every file; links must not lead out of the dataset."""
+  if folder.is_dir():
+    check_links(folder, folder.parent)
+  there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
   missing = [p.name for p in pictures.values() if p.name not in there]
   if missing:
     raise UserError(f"{folder}: {len(missing)} images of the annotations are missing ({', '.join(missing[:5])}, …)")

@@ -15,15 +15,16 @@ import tensorflow as tf
 from etils import epath
 from pycocotools import mask as rle
 
-from pp_ops.files import check_links, plain_name, read_bytes
+from pp_ops.files import MAX_PIXELS, check_links, plain_name, read_bytes
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from pp_ops.sources_coco import ALIASES
-from pp_ops.sources_folder import entry_errors
+from pp_ops.sources_folder import entry_errors, whole_number
 from uvim_like.errors import UserError
 from uvim_like.joints import NAMES as JOINTS
 
 ANNOTATED = "_annotated"   # "train2017_annotated": images with an object that is no crowd; what MAD and AiT train on
 _HALF = 0.5
+_FARTHEST = 2 ** 16   # pixels from the corner of an image, where a polygon may have points
 
 
 class Picture(NamedTuple):
@@ -114,7 +115,10 @@ def _load(root: str, name: str, stamps: tuple) -> Table:
   points, joints = _points(people) if people else ({}, 0)
   known = {p.id for p in pictures}
   things: dict[int, list[Thing]] = {}
-  labels = {category["id"]: i for i, category in enumerate(table["categories"])}
+  labels: dict[int, int] = {}
+  for position, category in enumerate(table["categories"]):
+    with entry_errors(instances, "categories", position):
+      labels[whole_number(category["id"])] = position
   for position, entry in enumerate(table["annotations"]):
     with entry_errors(instances, "annotations", position):
       if entry["image_id"] not in known:
@@ -142,7 +146,9 @@ def _pictures(table, path, folder) -> tuple[Picture, ...]:
   for position, image in enumerate(table["images"]):
     with entry_errors(path, "images", position):
       file = plain_name(image["file_name"], where=f"{path}: images[{position}]")
-      pictures.append(Picture(int(image["id"]), file, int(image["height"]), int(image["width"])))
+      pictures.append(Picture(whole_number(image["id"]), file, int(image["height"]), int(image["width"])))
+      if min(pictures[-1][2:]) < 1 or pictures[-1].height * pictures[-1].width > MAX_PIXELS:
+        raise ValueError(f"{pictures[-1].height} x {pictures[-1].width} pixels are no size, or more than {MAX_PIXELS:,}")
   if len({p.id for p in pictures}) < len(pictures):
     raise UserError(f"{path}: an id in 'images' occurs twice")
   if folder.is_dir():
@@ -162,17 +168,20 @@ def _thing(entry: Mapping, labels: Mapping[int, int], points: Mapping[int, np.nd
     shape = tuple(np.array(polygon, np.float64) for polygon in shape)
     if any(p.ndim != 1 or p.size < 6 or p.size % 2 for p in shape):
       raise ValueError("a polygon of 'segmentation' is no list of at least three points x, y")
+    if any(not (np.abs(p) <= _FARTHEST).all() for p in shape):   # COCO's rasteriser writes past its memory there
+      raise ValueError(f"a polygon of 'segmentation' has points beyond {_FARTHEST} pixels")
   box = np.array(entry["bbox"], np.float64)
   if box.shape != (4,):
     raise ValueError(f"'bbox' has {box.size} numbers, not 4")
-  return Thing(int(entry["id"]), labels[entry["category_id"]], float(entry["area"]), box,
+  return Thing(whole_number(entry["id"]), labels[entry["category_id"]], float(entry["area"]), box,
                bool(entry.get("iscrowd", 0)), shape, points.get(entry["id"]))
 
 
 def _points(path: epath.Path) -> tuple[dict[int, np.ndarray], int]:
   """Annotation id -> (J, 3) with joints in the middle of their pixels, and J."""
   table = read_table(path, ("annotations", "categories"))
-  joints = max((len(c.get("keypoints", ())) for c in table["categories"]), default=0) or len(JOINTS)
+  named = [c["keypoints"] for c in table["categories"] if isinstance(c.get("keypoints"), list)]
+  joints = max(map(len, named), default=0) or len(JOINTS)
   points = {}
   for position, entry in enumerate(table["annotations"]):
     with entry_errors(path, "annotations", position):
@@ -185,7 +194,7 @@ def _captions(path: epath.Path) -> dict[int, list[tuple[int, str]]]:
   texts: dict[int, list] = {}
   for position, entry in enumerate(read_table(path, ("annotations",))["annotations"]):
     with entry_errors(path, "annotations", position):
-      texts.setdefault(entry["image_id"], []).append((int(entry["id"]), str(entry["caption"])))
+      texts.setdefault(entry["image_id"], []).append((whole_number(entry["id"]), str(entry["caption"])))
   return texts
 
 
@@ -281,6 +290,13 @@ def draw(shape: Sequence[np.ndarray] | Mapping[str, Any], size: tuple[int, int])
   if tuple(shape.get("size", size)) != tuple(size):
     raise UserError(f"run lengths of a mask are for {shape['size']} pixels, the image has {list(size)}")
   counts = shape["counts"]
-  if isinstance(counts, list):
-    return rle.decode(rle.frPyObjects({"size": list(size), "counts": counts}, *size))
-  return rle.decode({"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts})
+  try:
+    if isinstance(counts, list):
+      drawn = rle.decode(rle.frPyObjects({"size": list(size), "counts": counts}, *size))
+    else:
+      drawn = rle.decode({"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts})
+  except (ValueError, OverflowError, TypeError) as error:
+    raise UserError(f"run lengths of a mask cannot be read: {error}") from error
+  if isinstance(counts, list) and sum(counts) != size[0] * size[1] or drawn.max(initial=0) > 1:
+    raise UserError(f"run lengths of a mask do not fill its {size[0]} x {size[1]} pixels")   # the rest is not even zeros
+  return drawn

@@ -1,15 +1,19 @@
 """A folder of images, with optional label maps paired by file name, as a source."""
 
+import contextlib
 import json
+import math
+import operator
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
-from PIL import Image, UnidentifiedImageError
 
+from pp_ops import files as safe_files
+from pp_ops.files import open_image
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from uvim_like.errors import UserError
 
@@ -58,7 +62,12 @@ class Files(NamedTuple):
 # --- files --------------------------------------------------------------------------------------------------------
 
 def list_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:
-  """Stem -> file of the named suffixes, sorted; UserError when two files differ in the suffix alone."""
+  """Stem -> file of the named suffixes, sorted.
+
+  Raises:
+    UserError: two files differ in the suffix alone; a link leads out of the dataset.
+  """
+  safe_files.check_links(folder, folder.parent)
   files: dict[str, epath.Path] = {}
   for path in sorted(folder.iterdir(), key=lambda p: p.name):
     if path.suffix.lower() in suffixes and not path.name.startswith("."):
@@ -86,43 +95,84 @@ def panoptic_objects(segments: Sequence[Mapping], positions: Mapping[int, int], 
     size: (H, W), by which boxes [ymin, xmin, ymax, xmax] are divided.
   """
   h, w = size
+  index = operator.index   # a number with a fraction is no id
   corners = [(y / h, x / w, (y + dy) / h, (x + dx) / w) for x, y, dx, dy in (s.get("bbox", [0] * 4) for s in segments)]
-  return {"area": np.array([s.get("area", 0) for s in segments], np.int64),
+  return {"area": np.array([int(s.get("area", 0)) for s in segments], np.int64),
           "bbox": np.array(corners, np.float32).reshape(-1, 4),
-          "id": np.array([s["id"] for s in segments], np.int64),
+          "id": np.array([index(s["id"]) for s in segments], np.int64),
           "is_crowd": np.array([s.get("iscrowd", 0) for s in segments], bool),
           "label": np.array([positions[s["category_id"]] for s in segments], np.int64)}
 
 
-def read_json(path: epath.Path) -> dict:
-  """A COCO panoptic table; UserError when it is missing, is no JSON or lacks a list."""
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """A COCO panoptic table; UserError when it is missing, is no JSON, or its lists are not lists of objects."""
   if not path.exists():
     raise UserError(f"{path} is missing: panoptic labels need their list of segments")
   try:
     table = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+  except (ValueError, OSError, RecursionError) as error:   # ValueError: no JSON, no UTF-8, a number of 5000 digits
     raise UserError(f"{path} is not JSON: {error}") from error
-  missing = {"images", "annotations", "categories"} - set(table)
-  if missing:
-    raise UserError(f"{path}: no list '{min(missing)}', which a COCO panoptic table has")
+  if not isinstance(table, dict):
+    raise UserError(f"{path}: an object is expected at the top, not {type(table).__name__}")
+  for key in ("images", "annotations", "categories"):
+    if key not in table:
+      raise UserError(f"{path}: no list '{key}', which a COCO panoptic table has")
+    if not isinstance(table[key], list) or not all(isinstance(entry, dict) for entry in table[key]):
+      raise UserError(f"{path}: '{key}' must be a list of objects")
   return table
 
 
 def list_objects(table: Mapping[str, Any], path: epath.Path) -> dict[str, dict]:
   """Stem of the panoptic PNG -> its objects; `path` names the table in errors."""
-  positions = {category["id"]: i for i, category in enumerate(table["categories"])}
-  sizes = {im["id"]: (im["height"], im["width"]) for im in table["images"]}
-  objects = {}
-  for entry in table["annotations"]:
-    stem = pathlib.PurePath(entry["file_name"]).stem
-    size = sizes.get(entry["image_id"])
-    if size is None:
-      raise UserError(f"{path}: no entry in 'images' for image_id {entry['image_id']}")
-    unlisted = {s["category_id"] for s in entry["segments_info"]} - set(positions)
-    if unlisted:
-      raise UserError(f"{path}: {entry['file_name']} has category ids {sorted(unlisted)} that 'categories' does not list")
-    objects[stem] = panoptic_objects(entry["segments_info"], positions, size)
+  positions, sizes, objects = {}, {}, {}
+  for position, category in enumerate(table["categories"]):
+    with entry_errors(path, "categories", position):
+      positions[whole_number(category["id"])] = position
+  for position, image in enumerate(table["images"]):
+    with entry_errors(path, "images", position):
+      sizes[whole_number(image["id"])] = whole_number(image["height"], least=1), whole_number(image["width"], least=1)
+  if len(sizes) < len(table["images"]):
+    raise UserError(f"{path}: {len(table['images']) - len(sizes)} ids in 'images' occur twice")
+  for position, entry in enumerate(table["annotations"]):
+    with entry_errors(path, "annotations", position):
+      stem, segments = _entry_objects(entry, positions, sizes, path)
+      if stem in objects:
+        raise UserError(f"{path}: '{stem}' has two entries in 'annotations'")
+      objects[stem] = segments
   return objects
+
+
+def _entry_objects(entry: Mapping[str, Any], positions: Mapping[int, int], sizes: Mapping[int, tuple[int, int]],
+                   path: epath.Path) -> tuple[str, dict]:
+  """(stem of the PNG, its objects) of one entry of 'annotations'."""
+  stem = pathlib.PurePath(safe_files.plain_name(entry["file_name"], where=f"{path}")).stem
+  size = sizes.get(entry["image_id"])
+  if size is None:
+    raise UserError(f"{path}: no entry in 'images' for image_id {entry['image_id']!r:.50}")
+  unlisted = {s["category_id"] for s in entry["segments_info"]} - set(positions)
+  if unlisted:
+    raise UserError(f"{path}: {entry['file_name']} has category ids {sorted(unlisted, key=repr)} that 'categories' "
+                    "does not list")
+  return stem, panoptic_objects(entry["segments_info"], positions, size)
+
+
+@contextlib.contextmanager
+def entry_errors(path: epath.Path, key: str, position: int) -> Iterator[None]:
+  """Turns what a value of a wrong kind raises into a UserError that names the entry of the table."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+    raise UserError(f"{path}: {key}[{position}]: {reason}") from error
+
+
+def whole_number(value: Any, *, least: int = -2 ** 63) -> int:
+  """The value if it is an integer of 64 bits, `least` or more."""
+  if not least <= operator.index(value) < 2 ** 63:
+    raise ValueError(f"{value!r:.50} is out of range")
+  return int(value)
 
 
 def scan(folder: epath.Path) -> Files:
@@ -130,24 +180,28 @@ def scan(folder: epath.Path) -> Files:
   images = list_files(folder / "images", IMAGE_SUFFIXES)
   labels = {}
   for name, kind in KINDS.items():
-    if (folder / name).exists():
+    if (folder / name).is_dir():
       labels[name] = list_files(folder / name, kind.suffixes)
       check_pairs(images, labels[name], folder / name)
   objects = None
   if "panoptic" in labels:
     objects = list_objects(read_json(folder / "panoptic.json"), folder / "panoptic.json")
     check_pairs(images, objects, folder / "panoptic.json")
-  numbers = all(stem.isdecimal() for stem in images)
-  ids = {stem: int(stem) if numbers else i for i, stem in enumerate(images)}
-  return Files(tuple(images), images, labels, objects, ids)
+  return Files(tuple(images), images, labels, objects, image_ids(images))
+
+
+def image_ids(stems: Collection[str]) -> dict[str, int]:
+  """Stem -> "image/id": the number that it is, where all are different numbers; else its position."""
+  numbers = [int(stem) for stem in stems if stem.isdecimal() and len(stem) < 19]
+  return dict(zip(stems, numbers if len(set(numbers)) == len(stems) else range(len(stems))))
 
 
 def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = ()) -> "FileSource":
   """A split of root/<split>/images/…, or of root/images/…, whose one split is called "train"."""
-  if (root / "images").exists():
+  if (root / "images").is_dir():
     folders = {"train": root}
-  elif root.exists():
-    folders = {p.name: p for p in root.iterdir() if (p / "images").exists()}
+  elif root.is_dir():
+    folders = {p.name: p for p in root.iterdir() if (p / "images").is_dir()}
   else:
     folders = {}
   if not folders:
@@ -197,7 +251,7 @@ class FileSource(Source):
     raw = {k: self._fetch_one(files, stem, k) for k in keys}
     maps = {k: raw[k].shape[:2] for k in keys if k in self._kinds}
     if maps:
-      size = image_size(files.images[stem])
+      size = safe_files.image_size(files.images[stem])
       for key, shape in maps.items():
         if shape != size:
           path = files.labels[self._kinds[key]][stem]
@@ -206,7 +260,7 @@ class FileSource(Source):
 
   def _fetch_one(self, files: Files, stem: str, key: str) -> Any:
     if key == "image":
-      return files.images[stem].read_bytes()
+      return safe_files.read_bytes(files.images[stem])
     if key == "image/id":
       return np.int64(files.ids[stem])
     if key == "image/filename":
@@ -227,14 +281,9 @@ class FileSource(Source):
 
 # --- readers: through Pillow, because tf.io turns palette PNGs into colours -----------------------------------------
 
-def image_size(path: epath.Path) -> tuple[int, int]:
-  """(H, W) from the file's header."""
-  return _opened(path, pixels=False).size[::-1]
-
-
 def read_classes(path: epath.Path, dtype: np.dtype) -> np.ndarray:
   """Class ids of a grey, palette or bilevel PNG, 8 or 16 bits: (H, W, 1)."""
-  image = _opened(path)
+  image = open_image(path)
   if image.mode not in ("L", "P", "1", "I", "I;16"):
     raise UserError(f"{path}: a label PNG needs one channel of class ids (grey or palette), not {image.mode}")
   ids = np.asarray(image)
@@ -246,10 +295,9 @@ def read_classes(path: epath.Path, dtype: np.dtype) -> np.ndarray:
 def read_depth(path: epath.Path) -> np.ndarray:
   """float32 (H, W) metres: of .npy as it is, of 16-bit PNG in millimetres."""
   if path.suffix == ".npy":
-    with path.open("rb") as file:
-      depth = np.load(file, allow_pickle=False)
+    depth = _read_npy(path)
   else:
-    image = _opened(path)
+    image = open_image(path)
     if image.mode not in ("I", "I;16"):
       raise UserError(f"{path}: depth needs a 16-bit PNG in millimetres, not {image.mode}")
     depth = np.asarray(image) * MILLIMETRE
@@ -260,22 +308,29 @@ def read_depth(path: epath.Path) -> np.ndarray:
   return depth.astype(np.float32)
 
 
-def read_colors(path: epath.Path) -> np.ndarray:
-  """uint8 (H, W, 3)."""
-  return np.asarray(_opened(path).convert("RGB"))
-
-
-def _opened(path: epath.Path, *, pixels: bool = True) -> Image.Image:
+def _read_npy(path: epath.Path) -> np.ndarray:
+  """One array of real numbers, without pickle, no larger than a picture may be."""
   try:
     with path.open("rb") as file:
-      image = Image.open(file)
-      if pixels:
-        image.load()
-      return image
-  except (UnidentifiedImageError, OSError, SyntaxError) as error:
-    raise UserError(f"{path} is not an image that can be read: {error}") from error
+      shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
+      if dtype.kind not in "iuf" or math.prod(shape) > safe_files.MAX_PIXELS:
+        raise UserError(f"{path}: {dtype} of shape {shape}; real numbers, at most {safe_files.MAX_PIXELS:,} of them, "
+                        "are needed")
+      file.seek(0)
+      return np.load(file, allow_pickle=False)
+  except UserError:
+    raise
+  except (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, OverflowError) as error:
+    raise UserError(f"{path} is not a .npy file that can be read: {error}") from error
 
 
+def read_colors(path: epath.Path) -> np.ndarray:
+  """uint8 (H, W, 3)."""
+  return np.asarray(open_image(path).convert("RGB"))
+
+
+# Version in the file -> reader of its header.
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 READERS = {
     "labels": lambda path: read_classes(path, np.int32), "semantic": lambda path: read_classes(path, np.uint8),
     "depth": read_depth, "normals": read_colors, "panoptic": read_colors,

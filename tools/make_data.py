@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from tools import scenes_arrays
+from tools import check_data, scenes_arrays
 from uvim_like import scenes
 from uvim_like.errors import UserError, unknown
 from uvim_like.scenes import stream
@@ -33,7 +33,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   """Flags of the command line, checked.
 
   Returns:
-    A namespace with command, out (Path), formats, config (name), size (H, W), counts {split: n}, task, workers,
+    A namespace with command, out (Path), formats, config (name), size (H, W), counts {split: n}, tasks, workers,
     file_format.
 
   Raises:
@@ -47,9 +47,11 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   make.add_argument("--config", default=scenes.DEFAULT_CONFIG, help=f"one of {', '.join(scenes.CONFIGS)}")
   make.add_argument("--size", default="", help="pixels, 64 or 96x128 (height x width); default: the config's")
   make.add_argument("--num", default="", help="only these splits: train:8000,validation:400; default: the config's")
-  make.add_argument("--task", default="depth", help=f"for npz: one of {', '.join(scenes_arrays.TASKS)}")
+  make.add_argument("--task", default="depth", help=f"for npz: one of {', '.join(scenes_arrays.TASKS)}, "
+                    f"and {scenes_arrays.INSTANCES} (boxes, masks, joints, captions) alone or beside it: depth,instances")
   make.add_argument("--workers", default="2", help="processes that render")
   make.add_argument("--file_format", default="tfrecord", help=f"for tfds: one of {', '.join(FILE_FORMATS)}")
+  commands.add_parser("check", help="list all that is wrong with a dataset; see check --help", add_help=False)
   _check_command(argv, commands.choices)
   flags, rest = parser.parse_known_args(argv)
   if rest:
@@ -75,7 +77,7 @@ def _checked(flags) -> argparse.Namespace:
       command=flags.command, out=pathlib.Path(flags.out), formats=list(dict.fromkeys(formats)), config=flags.config,
       size=parse_size(flags.size) if flags.size else (base.size, base.size),
       counts=parse_counts(flags.num) if flags.num else dict(base.splits),
-      task=_one_of(flags.task, scenes_arrays.TASKS, "--task"), workers=_positive(flags.workers, "--workers"),
+      tasks=_tasks(flags.task), workers=_positive(flags.workers, "--workers"),
       file_format=_one_of(flags.file_format, FILE_FORMATS, "--file_format"))
 
 
@@ -89,6 +91,15 @@ def _one_of(name, choices, flag) -> str:
   if name not in choices:
     raise unknown("value", name, choices, where=flag)
   return name
+
+
+def _tasks(text) -> list[str]:
+  """"depth,instances" -> ["depth", "instances"]: of the tasks with labels at most one."""
+  tasks = list(dict.fromkeys(_one_of(name.strip(), scenes_arrays.CHOICES, "--task") for name in text.split(",")))
+  labelled = [name for name in tasks if name in scenes_arrays.TASKS]
+  if len(labelled) > 1:
+    raise UserError(f"--task: {' and '.join(labelled)} both want the array 'labels'; write them to two folders")
+  return tasks
 
 
 def _positive(text, flag, *, least=1) -> int:
@@ -129,7 +140,7 @@ def make_scenes(flags: argparse.Namespace) -> list[pathlib.Path]:
     for split, count in flags.counts.items():
       for name in plain:  # one pass for each: rendering is cheaper than keeping everything in memory
         patterns += _write_plain(flags, scratch, name, split, count)
-    for pattern in patterns:
+    for pattern in dict.fromkeys(patterns):  # the text model of all splits is one file
       written += publish(scratch, flags.out, pattern)
   return list(dict.fromkeys(written))
 
@@ -137,7 +148,7 @@ def make_scenes(flags: argparse.Namespace) -> list[pathlib.Path]:
 def _write_plain(flags, scratch, name, split, count) -> list[str]:
   rendered = _watched(stream.examples(split, count, size=flags.size, workers=flags.workers), count, f"{name} {split}")
   if name == "npz":
-    return scenes_arrays.write(rendered, count, scratch, split, task=flags.task)
+    return scenes_arrays.write(rendered, count, scratch, split, tasks=flags.tasks)
   from tools import scenes_files  # Pillow: npz does without
 
   writer = scenes_files.write_folder if name == "folder" else scenes_files.write_coco
@@ -176,7 +187,9 @@ def publish(scratch: pathlib.Path, out: pathlib.Path, pattern: str) -> list[path
 
 
 def main(argv: list[str]) -> int:
-  """Runs the command; returns the exit code: 0, or 2 after a mistake in the flags, shown as one line."""
+  """Runs the command; returns the exit code: 0, 1 when `check` finds problems, or 2 after a mistake in the flags, shown as one line."""
+  if list(argv[:1]) == ["check"]:
+    return check_data.main(argv[1:])
   try:
     flags = parse_flags(argv)
     written = make_scenes(flags)
