@@ -142,7 +142,8 @@ def test_arrows_point_down(path):
     inside = name.removeprefix("uvim_like.")
     allowed = target in (layer, GROUND) or target in ARROWS[layer] or inside in ARROWS[layer]
     if layer == "configs":
-      allowed = name in ("configs.common", "configs", "uvim_like.errors")
+      allowed = name in ("configs.common", "configs.ait_common", "configs.mad_common", "configs.polymax_common", "configs",
+                         "uvim_like.errors")
     assert allowed, f"{module} ({layer}) imports {name}: not downwards"
 
 

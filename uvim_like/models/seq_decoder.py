@@ -30,10 +30,15 @@ class LayerCache(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-  """x += self(norm x); x += cross(norm x, encoded); x += mlp(norm x). Attention has no biases."""
+  """x += self(norm x); x += cross(norm x, encoded); x += mlp(norm x). Attention has no biases.
+
+  Attributes:
+    causal: each position sees no later one; False for masked decoding, where all are seen.
+  """
   mlp_dim: int
   num_heads: int
   dtype: Any = jnp.float32
+  causal: bool = True
 
   def setup(self):
     attention = lambda name: Attention(self.num_heads, use_bias=False, dtype=self.dtype, name=name,  # noqa: E731
@@ -46,8 +51,8 @@ class DecoderBlock(nn.Module):
     self.mlp = MlpBlock(self.mlp_dim, dtype=self.dtype, name="MLP")
 
   def __call__(self, x: Array, encoded: Array) -> Array:
-    """All positions at once under the causal mask: x (B, L, E), encoded (B, M, E)."""
-    x = x + self.attend_self(self.norm_self(x), causal=True)
+    """All positions at once: x (B, L, E), encoded (B, M, E)."""
+    x = x + self.attend_self(self.norm_self(x), causal=self.causal)
     x = x + self.attend_cross(self.norm_cross(x), encoded)
     return constrain_batch(x + self.mlp(self.norm_mlp(x)))
 
@@ -79,6 +84,7 @@ class SequenceDecoder(nn.Module):
   Attributes:
     emb_scale: standard deviation of the token embedding at the start (1.0 in the published model; a small one trains
       faster at small sizes).
+    causal: see `DecoderBlock`.
   """
   vocab_size: int
   emb_dim: int
@@ -90,6 +96,7 @@ class SequenceDecoder(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   scan: bool = False
+  causal: bool = True
 
   def setup(self):
     self.embed = nn.Embed(self.vocab_size, self.emb_dim, embedding_init=nn.initializers.normal(self.emb_scale),
@@ -100,7 +107,7 @@ class SequenceDecoder(nn.Module):
 
   def _make_block(self, name: str | None = None, parent: Any = "scope") -> DecoderBlock:
     keyword = {"parent": None} if parent is None else {"name": name}
-    return DecoderBlock(self.mlp_dim, self.num_heads, self.dtype, **keyword)
+    return DecoderBlock(self.mlp_dim, self.num_heads, self.dtype, self.causal, **keyword)
 
   def _embed(self, tokens: Array, positions: Array) -> Array:
     x = self.embed(tokens)

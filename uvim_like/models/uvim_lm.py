@@ -32,6 +32,8 @@ class Model(nn.Module):
     zero_decoder_seq: hide the tokens decoded so far.
     target_emb_scale: initial standard deviation of the token embedding.
     dropout: of the encoder.
+    masked: the decoder sees the whole code with some words hidden (token 0), and learns to name those; else it writes
+      word after word.
   """
   vocab_size: int
   seq_len: int
@@ -48,6 +50,7 @@ class Model(nn.Module):
   dtype: Any = jnp.float32
   remat: str = "none"
   scan_layers: bool = False
+  masked: bool = False
 
   @property
   def patch_size(self) -> tuple[int, int]:
@@ -61,7 +64,7 @@ class Model(nn.Module):
                            self.scan_layers)
     self.decoder = SequenceDecoder(self.vocab_size, self.emb_dim, self.num_layers, self.num_heads, self.mlp_dim,
                                    self.target_emb_scale, self.zero_decoder_seq, self.dtype, self.remat,
-                                   self.scan_layers)
+                                   self.scan_layers, causal=not self.masked)
     self.encoder_positions = position_embedding(self, "pos_embedding_encoder", grid, self.emb_dim, self.posemb_type)
     self.decoder_positions = position_embedding(self, "pos_embedding_decoder", (1, self.seq_len), self.emb_dim,
                                                 self.posemb_type)
@@ -76,6 +79,10 @@ class Model(nn.Module):
     """Teacher-forced logits (B, L, V) of every token of targets (B, L), each from those before it."""
     shifted = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     return self.decoder(shifted, self.decoder_positions[:, :targets.shape[1]], encoded)
+
+  def fill(self, tokens: Array, encoded: Array) -> Array:
+    """Logits (B, L, V) of the token at each position itself, from tokens (B, L) of which 0 are hidden (`masked`)."""
+    return self.decoder(tokens, self.decoder_positions[:, :tokens.shape[1]], encoded)
 
   def __call__(self, image: Array, targets: Array, *, train: bool = False) -> Array:
     """Both: logits (B, L, V)."""
