@@ -30,6 +30,8 @@ class Model(nn.Module):
     num_heads, mlp_dim, emb_dim: of both.
     posemb_type: "learn" or "sincos2d", of both.
     zero_decoder_seq: hide the tokens decoded so far.
+    parallel: the same, with a learned vector in their place (AiT's parallel token, arXiv 2301.02229, section 3.4): no
+      input depends on an output, so that all words come from one pass.
     target_emb_scale: initial standard deviation of the token embedding.
     dropout: of the encoder.
     masked: the decoder sees the whole code with some words hidden (token 0), and learns to name those; else it writes
@@ -45,6 +47,7 @@ class Model(nn.Module):
   emb_dim: int = 768
   posemb_type: str = "sincos2d"
   zero_decoder_seq: bool = False
+  parallel: bool = False
   target_emb_scale: float = 1.0
   dropout: float = 0.0
   dtype: Any = jnp.float32
@@ -63,11 +66,14 @@ class Model(nn.Module):
     self.encoder = Encoder(self.num_layers, self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.remat,
                            self.scan_layers)
     self.decoder = SequenceDecoder(self.vocab_size, self.emb_dim, self.num_layers, self.num_heads, self.mlp_dim,
-                                   self.target_emb_scale, self.zero_decoder_seq, self.dtype, self.remat,
+                                   self.target_emb_scale, self.zero_decoder_seq or self.parallel, self.dtype, self.remat,
                                    self.scan_layers, causal=not self.masked)
     self.encoder_positions = position_embedding(self, "pos_embedding_encoder", grid, self.emb_dim, self.posemb_type)
     self.decoder_positions = position_embedding(self, "pos_embedding_decoder", (1, self.seq_len), self.emb_dim,
                                                 self.posemb_type)
+    if self.parallel:  # the first position starts the code; the token stands at all others
+      token = self.param("mask_embed", nn.initializers.normal(0.02), (1, 1, self.emb_dim))
+      self.decoder_positions = self.decoder_positions + token * (jnp.arange(self.seq_len) > 0)[:, None]
 
   def encode(self, image: Array, *, train: bool = False) -> Array:
     """(B, H, W, 3) to (B, N, E)."""

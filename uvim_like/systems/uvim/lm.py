@@ -1,14 +1,14 @@
 """UViM stage II: a language model writes the guiding code from the image (arXiv 2205.10337, section 3.2)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from uvim_like import weights
-from uvim_like.decoding import autoregressive
+from uvim_like.decoding import autoregressive, masked, parallel
 from uvim_like.errors import UserError, unknown
 from uvim_like.models.layers import POSITIONS
 from uvim_like.models.uvim import Model as BaseModel
@@ -20,6 +20,9 @@ from uvim_like.systems.uvim import pretrained, vit
 from uvim_like.tasks.base import Task, bind
 
 Array = jax.Array
+DECODE = ("cached", "masked", "parallel")
+MASK_RATIOS = (1.0, 0.7)  # of masked training: every code once with all its words hidden, once with so many (MAD)
+STAGES = (1.0, 0.8, 0.6, 0.4)  # of masked decoding: shares of words that are hidden (MAD's captions)
 
 
 class Parts(NamedTuple):
@@ -65,6 +68,8 @@ def check_sizes(model: Model, oracle: BaseModel) -> None:
   check_patches(model.input_size, model.patch_size, where="config.model")
   check_choice(model.posemb_type, POSITIONS, where="config.model.posemb_type")
   check_width(model.emb_dim, model.num_heads, model.posemb_type, where="config.model.emb_dim")
+  if model.masked and model.parallel:
+    raise UserError("config.model.parallel: a masked model fills in all words already; set one of the two")
   if oracle.zero_decoder_seq:
     raise UserError("config.oracle.model.zero_decoder_seq: a base model without a code leaves nothing to write; set it False")
 
@@ -97,30 +102,87 @@ def targets(frozen: Vars, batch: Mapping[str, Array], *, parts: Parts) -> Array:
 def loss(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, train: bool, *, parts: Parts) -> LossOut:
   """Cross entropy of the oracle's words, teacher-forced, over all V tokens: mean over L, then over the batch."""
   tokens = targets(frozen, batch, parts=parts)
+  if parts.model.masked:
+    return masked_loss(variables, batch, tokens, key, train, model=parts.model)
   logits = parts.model.apply({"params": variables.params}, batch["image"], tokens, train=train, rngs={"dropout": key})
   per_example = example_mean(softmax_cross_entropy(logits, tokens))
   accuracy = example_mean((jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32))
   return LossOut(jnp.mean(per_example), variables.state, {"loss_code": per_example, "accuracy": accuracy})
 
 
+def masked_loss(variables: Vars, batch: Mapping[str, Array], tokens: Array, key: Array, train: bool, *,
+                model: Model) -> LossOut:
+  """Cross entropy of the hidden words, over all copies of a code; "accuracy" is that of the fully hidden one."""
+  call = functools.partial(model.apply, {"params": variables.params})
+  encoded = call(batch["image"], train=train, rngs={"dropout": key}, method="encode")
+  losses, hits, hidden = [], [], []
+  for i, ratio in enumerate(MASK_RATIOS):
+    draws = jax.random.uniform(jax.random.fold_in(key, i), tokens.shape)
+    hidden.append(masked.lowest(draws, int(tokens.shape[-1] * ratio)))
+    logits = call(jnp.where(hidden[-1], 0, tokens), encoded, method="fill")
+    losses.append(softmax_cross_entropy(logits, tokens) * hidden[-1])
+    hits.append(jnp.argmax(logits, axis=-1) == tokens)
+  count = sum(jnp.sum(mask, axis=-1) for mask in hidden)
+  per_example = sum(jnp.sum(loss, axis=-1) for loss in losses) / count
+  return LossOut(jnp.mean(per_example), variables.state,
+                 {"loss_code": per_example, "accuracy": example_mean(hits[0].astype(jnp.float32))})
+
+
 def sequences(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, *, parts: Parts,
               num_samples: int = 1, temperature: float = 0.0, top_k: int = 0, top_p: float = 0.0,
               prompts: Array | None = None, forbidden: tuple[int, ...] = (0,),
-              eos_token: int = autoregressive.NO_END) -> dict[str, Array]:
-  """Codes written for each image; options as in `decoding.autoregressive.decode`.
+              eos_token: int = autoregressive.NO_END, decode: str | None = None, stages: Sequence[float] = STAGES,
+              order: str = "random", combine: str = "average") -> dict[str, Array]:
+  """Codes written for each image.
+
+  Args:
+    variables: the language model.
+    frozen: unused.
+    batch: image.
+    key: random key.
+    parts: the networks and the task.
+    num_samples, temperature, top_k, top_p, prompts, eos_token: of `decoding.autoregressive.decode`.
+    forbidden: words that are never chosen.
+    decode: "cached", one word after the other, "masked", all at once and then in stages, or "parallel", all in one
+      pass; as the model was trained by default. A parallel model decodes the same words one by one.
+    stages, order, combine: of `decoding.masked.decode`.
 
   Returns:
     {"tokens": (B, S, L) int32, words + 1; "logprobs": (B, S, L); "scores": (B, S)}.
   """
   del frozen
+  trained = "masked" if parts.model.masked else "parallel" if parts.model.parallel else "cached"
+  how = decode or trained
+  check_choice(how, DECODE, where="predict: decode")
+  if how != trained and (how, trained) != ("cached", "parallel"):
+    raise UserError(f"predict: decode='{how}', but the language model is {trained} (config.model.masked and .parallel)")
   call = functools.partial(parts.model.apply, {"params": variables.params})
   encoded = call(batch["image"], method="encode")
+  if parts.model.masked:
+    legal = ~jnp.isin(jnp.arange(parts.model.vocab_size), jnp.asarray(forbidden, jnp.int32))
+    samples = jnp.repeat(encoded, num_samples, axis=0)
+    found = masked.decode(functools.partial(_fill, call, samples), key, ratios=tuple(stages), legal=legal, order=order,
+                          combine=combine, shape=(encoded.shape[0], num_samples, parts.model.seq_len))
+    return {"tokens": found.tokens, "logprobs": found.logprobs, "scores": jnp.sum(found.logprobs, axis=-1)}
+  if how == "parallel":
+    if prompts is not None or eos_token != autoregressive.NO_END:
+      raise UserError("predict: decode='parallel' knows no prompts and no end token; use decode='cached'")
+    logits = call(jnp.zeros((encoded.shape[0], parts.model.seq_len), jnp.int32), encoded, method="decode")
+    found = parallel.decode(logits, key, num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p,
+                            forbidden=tuple(forbidden))
+    return {"tokens": found.tokens, "logprobs": found.logprobs, "scores": found.scores}
   out = autoregressive.decode(
       functools.partial(call, method="step"), call(encoded, num_samples, method="start"), key,
       batch=encoded.shape[0], length=parts.model.seq_len,
       num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p, prompts=prompts,
       forbidden=tuple(forbidden), eos_token=eos_token)
-  return out._asdict()
+  return {name: value for name, value in out._asdict().items() if value is not None}
+
+
+def _fill(call: Any, encoded: Array, tokens: Array, hidden: Array) -> Array:
+  """Logits (B, S, L, V) of codes (B, S, L) with hidden words; encoded (B · S, M, E)."""
+  flat = jnp.where(hidden, 0, tokens).reshape(-1, tokens.shape[-1])
+  return call(flat, encoded, method="fill").reshape(*tokens.shape, -1)
 
 
 def predict(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Array, *, parts: Parts,

@@ -1,0 +1,95 @@
+"""AiT's configs: every combination of arguments builds and passes the schema, preprocessing resolves, models fit."""
+
+import functools
+import importlib
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import ait_common
+from uvim_like import config as configs
+from uvim_like.training import optim
+
+AIT = pathlib.Path(__file__).resolve().parent.parent / "configs" / "ait"
+NAMES = sorted(path.stem for path in AIT.glob("*.py"))
+SWITCHES = {"depth": ("large", "parallel", "wosoft"), "instances": ("parallel", "wosoft"), "semantic": ("parallel",)}
+WITH_ARGUMENTS = [
+    (name, ",".join(chosen)) for name in NAMES for n in range(6)
+    for chosen in itertools.combinations((*SWITCHES.get(name, ()), "scenes", "runlocal"), n)]
+IN_SHAPE = [(name, arg) for name in NAMES for arg in ("", "scenes,runlocal")]
+
+
+def load(name, arg=""):
+  return configs.load_file(f"{AIT / name}.py" + (f":{arg}" if arg else ""))
+
+
+def batch_of(config, size=2):
+  """A batch in shapes, as the config's tasks need it."""
+  height, width = config.model.input_size
+  shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct((size, *sizes), dtype)  # noqa: E731
+  labels = jnp.int32 if config.task == "semantic_segmentation" else jnp.float32
+  batch = {"image": shape(height, width, 3), "labels": shape(height, width, 1, dtype=labels)}
+  if config.task == "instance_segmentation":
+    slots = config.solver.get("num_objects") or 8
+    side = config.model.input_size[0]
+    batch |= {"boxes": shape(slots, 4), "box_labels": shape(slots, dtype=jnp.int32), "task_id": shape(dtype=jnp.int32),
+              "valid_size": shape(2, dtype=jnp.int32), "masks": shape(slots, height, width, dtype=jnp.uint8),
+              "box_masks": shape(slots, side, side, dtype=jnp.uint8)}
+  return batch
+
+
+@pytest.mark.parametrize(("name", "arg"), WITH_ARGUMENTS)
+def test_builds_and_passes_the_schema(name, arg):
+  config = load(name, arg)
+  configs.check(config)
+  full = configs.with_defaults(config)
+  assert configs.from_json(configs.to_json(full)) == full
+  assert ("scenes" in full.dataset) == ("scenes" in arg)
+
+
+@pytest.mark.parametrize(("name", "arg"), IN_SHAPE)
+def test_model_evaluates_in_shape(name, arg):
+  config = configs.with_defaults(load(name, arg))
+  system = importlib.import_module(configs.resolve(config.model_name, "uvim_like.systems")).make(config)
+  batch = batch_of(config)
+  shapes = jax.eval_shape(system.init, jax.random.key(0), batch)
+  optim.make(config, shapes.params, total_steps=10)  # every pattern of the rates names a parameter
+  out = jax.eval_shape(lambda *args: system.loss(*args, True), shapes, system.frozen, batch, jax.random.key(0))
+  assert out.loss.shape == () and all(part.shape == (2,) for part in out.parts.values())
+  tasks = config.solver.get("tasks", (None,))
+  for task in tasks if len(tasks) > 1 else (None,):
+    options = {"task": task} if task else {}
+    run = functools.partial(system.predict["predict"], **options)
+    outputs = jax.eval_shape(run, shapes, system.frozen, batch, jax.random.key(0))
+    assert all(x.shape[0] == 2 for x in outputs.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preprocessing_resolves_on_scenes(name):
+  pipeline = importlib.import_module("pp_ops.pipeline")
+  config = configs.with_defaults(load(name, "scenes,runlocal"))
+  parts = zip(*(text.split(";") for text in (config.dataset, config.train_split, config.pp_train)))
+  strings = [(dataset.split("*")[-1], split, pp) for dataset, split, pp in parts]
+  strings += [(config[key].dataset, config[key].split, config[key].pp) for key, _ in config.evals]
+  for dataset, split, pp in strings:
+    specs = pipeline.check(dataset=dataset, split=split, pp=pp, outputs=["image"], pp_modules=config.pp_modules)
+    assert tuple(specs["image"].shape) == (64, 64, 3), pp
+
+
+def test_evaluators_accept_their_options():
+  for name in NAMES:
+    config = configs.with_defaults(load(name, "scenes,runlocal"))
+    for key, evaluator in config.evals:
+      make = importlib.import_module(configs.resolve(evaluator, "uvim_like.evaluators")).make
+      assert make(**config[key].metric).protocol, evaluator
+
+
+def test_layer_rates():
+  lr, wd = ait_common.layer_rates((2, 1), 0.5)
+  assert lr == [("backbone/patch_embed/.*", 0.5 ** 5), ("backbone/stage0_block0/.*", 0.5 ** 4),
+                ("backbone/stage0_block1/.*", 0.5 ** 3), ("backbone/merge1/.*", 0.5 ** 2),
+                ("backbone/stage1_block0/.*", 0.5)]
+  assert wd[0] == (".*/position/.*", 0.0) and wd[-1] == (".*/kernel", 1.0) and len(wd) == len(lr) + 2

@@ -1,0 +1,182 @@
+"""AiT's solver as a system: every task learns, the tokenizers do not, each switch of decoding does what it says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from uvim_like.errors import UserError
+from uvim_like.systems.ait import solver
+from uvim_like.training.step import start_from, train_step
+from uvim_like.trees import flatten_names
+
+KEY = jax.random.key(0)
+SIZE = (16, 24)
+BACKBONE = dict(name="swinv2_t", width=8, depths=(1,), num_heads=(2,), window_size=2, pretrain_window=2,
+                use_shift=(False,), position_hidden=4, out_norms=(0,), patch=8)
+TOKENIZER = dict(ratio=8, first_width=4, num_res_blocks=1, dict_size=6, codeword_dim=5)
+VOCABULARY = dict(num_bins=20, num_classes=3, mask_codes=6, depth_codes=6, other_codes=6)
+TOKENIZERS = {
+    "depth": ("depth", dict(input_size=SIZE)),
+    "semantics": ("semantic_segmentation", dict(input_size=SIZE, classes=3)),
+    "instances": ("instance_segmentation", dict(input_size=(16, 16), signed=True))}
+
+
+def config(*tasks, model=None, **options):
+  blocks = {task: dict(model=TOKENIZER | TOKENIZERS[task][1]) for task in tasks if task in TOKENIZERS}
+  return {
+      "model": dict(input_size=SIZE, backbone=BACKBONE, vocabulary=VOCABULARY, width=16,
+                    num_encoder_layers=1, num_decoder_layers=1, num_heads=2, mlp_dim=16, max_len=30, dropout=0.0,
+                    drop_path=0.0) | (model or {}),
+      "tokenizers": blocks, "solver": dict(tasks=tasks, num_objects=3, box_norm=24, **options)}
+
+
+@functools.cache
+def make(*tasks, **options):
+  """(system, variables, frozen) with tokenizers of random weights."""
+  system = solver.make(config(*tasks, **options))
+  shapes = jax.eval_shape(system.init, KEY, batch())
+  return system, filled(shapes, 0.3), filled(system.frozen, 0.5)
+
+
+def filled(shapes, scale):
+  """Random values for shapes, from numpy: compiling the initialisers takes longer than the tests."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def batch(size=3):
+  rng = np.random.default_rng(1)
+  low = rng.uniform(0, 0.5, (size, 2, 2))
+  masks = np.zeros((size, 2, *SIZE), np.uint8)
+  masks[:, :, 2:9, 3:15] = 1
+  depth = rng.uniform(0.5, 5, (size, *SIZE, 1)) * (rng.uniform(size=(size, *SIZE, 1)) > 0.3)
+  labels = np.array([[1, 3], [2, 0], [0, 0]], np.int32)[:size]
+  return {"image": rng.uniform(-1, 1, (size, *SIZE, 3)).astype(np.float32),
+          "labels": depth.astype(np.float32),
+          "boxes": np.concatenate([low, low + 0.4], -1).astype(np.float32), "box_labels": labels, "masks": masks,
+          "task_id": np.arange(size, dtype=np.int32) % 2}
+
+
+def data(*tasks):
+  out = batch()
+  return out | {"labels": (out["labels"] % 4).astype(np.int32)} if tasks == ("semantics",) else out
+
+
+EACH = [("semantics",), ("instances", "depth")]  # depth alone and detection: shapes in tests/configs_ait_test.py
+
+
+@pytest.mark.parametrize("tasks", EACH)
+def test_a_training_step_leaves_the_tokenizers_alone(tasks):
+  system, variables, frozen = make(*tasks)
+  before = jax.tree.map(np.array, frozen)
+  step = jax.jit(functools.partial(train_step, system=system, tx=optax.sgd(1e-2)))
+  state, metrics = step(start_from(variables, tx=optax.sgd(1e-2)), frozen, data(*tasks), KEY)
+  assert np.isfinite(metrics["loss"]) and metrics["grad_norm/backbone"] > 0 and metrics["grad_norm/transformer"] > 0
+  for (name, old), (_, new) in zip(flatten_names(before), flatten_names(frozen), strict=True):
+    np.testing.assert_array_equal(old, new, err_msg=name)
+  changed = [name for (name, a), (_, b) in zip(flatten_names(variables.params), flatten_names(state.vars.params))
+             if np.any(a != b)]
+  assert any("voc_embed" in name for name in changed) and any("patch_embed" in name for name in changed)
+  names = {"loss_code", "accuracy"}
+  names |= {aux for task, aux in (("depth", "loss_silog"), ("instances", "loss_mask")) if task in tasks}
+  assert names <= {name.rpartition("/")[2] for name in metrics}
+
+
+def test_the_auxiliary_loss_is_added_to_the_mean_cross_entropy():
+  with_aux, variables, frozen = make("depth")
+  without = solver.make(config("depth", depth_aux=0.0))
+  a, b = jax.jit(lambda b: [s.loss(variables, frozen, b, KEY, False) for s in (with_aux, without)])(data("depth"))
+  np.testing.assert_allclose(b.loss, np.mean(b.parts["loss_code"]), rtol=1e-5)
+  assert a.loss > b.loss and set(a.parts) - set(b.parts) == {"loss_silog"}
+  assert all(part.shape == (3,) for part in a.parts.values())
+
+
+def test_a_joint_batch_is_its_tasks_apart():
+  """Depth's share of the loss does not depend on the other task's examples, and each counts over its own tokens."""
+  system, variables, frozen = make("instances", "depth", depth_weight=0.2)
+  both = batch()
+  run = jax.jit(lambda b: system.loss(variables, frozen, b, KEY, False))
+  total = run(both).parts  # of three examples the second is depth's
+  assert np.all(np.asarray(total["depth/loss_code"])[[0, 2]] == 0) and total["depth/loss_code"][1] > 0
+  assert np.all(np.asarray(total["instances/loss_code"])[[0, 2]] > 0) and total["instances/loss_code"][1] == 0
+  moved = both | {"labels": np.where(both["task_id"][:, None, None, None] == 1, both["labels"], 7.0).astype(np.float32)}
+  np.testing.assert_allclose(run(moved).loss, run(both).loss, rtol=1e-5)
+  with pytest.raises(UserError, match="has no 'task_id'"):
+    system.loss(variables, frozen, {key: value for key, value in both.items() if key != "task_id"}, KEY, False)
+
+
+def test_the_parallel_token_learns_where_it_stands():
+  system, variables, frozen = make("instances", parallel=True)
+  plain = jax.eval_shape(solver.make(config("instances")).init, KEY, batch())
+  names = [name for name, _ in flatten_names(plain.params)]
+  assert "transformer/mask_embed" not in names
+  grads = jax.jit(jax.grad(lambda p, b: system.loss(variables.replace(params=p), frozen, b, KEY, True).loss))(
+      variables.params, data("instances"))
+  assert np.any(grads["transformer"]["mask_embed"] != 0)
+
+
+def predict(tasks, options=None, **switches):
+  system, variables, frozen = make(*tasks, **(options or {}))
+  run = jax.jit(lambda b: system.predict["predict"](variables, frozen, b, KEY, **switches))
+  return run({"image": batch()["image"]})
+
+
+def test_depth_predictions():
+  hard = predict(("depth",), soft_feedback=False, soft_detokenizer=False)["depth"]
+  drawn = predict(("depth",), soft_feedback=False, tau=1e5)["depth"]
+  both = predict(("depth",))["depth"]
+  assert hard.shape == (3, *SIZE) and np.all(hard >= 1e-3)
+  np.testing.assert_allclose(drawn, hard, atol=1e-4)  # a large factor makes the soft detokenizer hard
+  assert np.max(np.abs(both - hard)) > 1e-3
+
+
+def test_parallel_predictions():
+  out = predict(("depth",), {"parallel": True}, windows=2, flip=True)["depth"]
+  assert out.shape == (3, *SIZE) and np.all(np.isfinite(out))
+  with pytest.raises(UserError, match="use decode='parallel'"):
+    predict(("depth",), {"parallel": True}, decode="ar")
+  with pytest.raises(UserError, match="config.solver.parallel=True"):
+    predict(("depth",), decode="parallel", soft_feedback=False)
+
+
+def test_instance_predictions():
+  out = predict(("instances",), {"parallel": True}, temperature=1.0, top_p=0.3)
+  assert out["boxes"].shape == (3, 3, 4) and out["masks"].shape == (3, 3, 16, 16)
+  assert np.all((out["classes"] >= 1) & (out["classes"] <= 3)) and np.all((out["scores"] > 0) & (out["scores"] <= 1))
+  assert np.all((out["boxes"] >= 0) & (out["boxes"] <= 1))
+
+
+def test_other_predictions():
+  assert np.all(np.isin(predict(("semantics",))["semantics"], [1, 2, 3]))
+  with pytest.raises(UserError, match="unknown task 'None'"):
+    predict(("instances", "depth"))
+
+
+def test_images_are_padded_to_the_canvas():
+  system, variables, frozen = make("depth")
+  image = batch()["image"][:, :8, :16]
+  run = jax.jit(lambda b: system.predict["tokens"](variables, frozen, b, KEY))
+  assert run({"image": image})["tokens"].shape == (3, 6)
+  with pytest.raises(UserError, match="are larger than"):
+    run({"image": jnp.zeros((1, 24, 24, 3))})
+
+
+@pytest.mark.parametrize(("tasks", "change", "message"), [
+    (("depth",), dict(solver=dict(tasks=("deth",))), "unknown task 'deth'; did you mean 'depth'"),
+    (("instances", "detection"), {}, "not both of instances, detection"),
+    (("depth",), dict(tokenizers={}), "config.tokenizers: 'depth' is missing"),
+    (("depth",), dict(solver=dict(paralel=True)), "unknown field 'paralel'"),
+    (("instances",), dict(solver=dict(tasks=("instances",), num_objects=9)), "30 positions, but a sequence has 81")])
+def test_messages(tasks, change, message):
+  with pytest.raises(UserError, match=message):
+    solver.make(config(*tasks) | change)
+
+
+def test_words_must_fit_the_vocabulary():
+  wrong = config("depth", model=dict(vocabulary=dict(depth_codes=7)))
+  with pytest.raises(UserError, match="vocabulary.depth_codes: 7, but the tokenizer of depth has 6 words"):
+    solver.make(wrong)
