@@ -1,0 +1,75 @@
+"""Mean IoU, surface normals and the 40-class map of NYU against stored numbers of the official code."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from uvim_like.evaluators import mean_iou, surface_normals
+from uvim_like.tasks import nyu
+
+pytestmark = pytest.mark.parity
+NAMES = {"miou": "mIoU", "pixel_acc": "pixel_acc", "mean_acc": "mean_acc", "fw_iou": "fw_iou",
+         "n_classes_counted": "classes_counted"}
+
+
+def cases(golden_dir, kind):
+  """[(json, arrays)] of a kind."""
+  found = [(case, dict(np.load(path.with_suffix(".npz")))) for path in sorted((golden_dir / "metrics").rglob("*.json"))
+           if (case := json.loads(path.read_text())).get("kind") == kind]
+  if not found and "GOLDEN_DIR" in os.environ:
+    pytest.skip(f"GOLDEN_DIR names a set that has no {kind}")
+  assert found, f"the shipped set has no case of kind {kind}"
+  return found
+
+
+def shifted(classes: np.ndarray, ignore: int) -> np.ndarray:
+  """Classes from 0 with a void value to our labels: 0 = void, class + 1."""
+  return np.where(classes == ignore, 0, classes.astype(np.int64) + 1)
+
+
+def test_mean_iou(golden_dir):
+  for case, arrays in cases(golden_dir, "miou"):
+    metric, ignore = mean_iou.make(num_classes=case["num_classes"]), case["ignore_label"]
+    halves = [metric.init(), metric.init()]
+    for i, (pred, gt) in enumerate(zip(arrays["pred"], arrays["gt"])):
+      halves[i % 2] = metric.update(halves[i % 2], {"semantics": shifted(pred, ignore)},
+                                    {"labels": shifted(gt, ignore)[..., None]})
+    matrix, atol = metric.merge(*halves), case["tol"]["atol"]
+    ours, expected = metric.compute(matrix), case["expected"]
+    for theirs, name in NAMES.items():
+      if theirs in expected:
+        assert ours[name] == pytest.approx(expected[theirs], abs=atol, rel=0), (case["case"], name)
+    want = np.array([np.nan if value is None else value for value in expected["iou_per_class"]])
+    np.testing.assert_allclose(mean_iou.per_class(matrix), want, atol=atol, rtol=0)
+    if "confusion_rows_gt" in case:
+      np.testing.assert_array_equal(matrix[:, :-1], case["confusion_rows_gt"])
+    for name, value in case.get("variants", {}).items():
+      assert ours["mIoU"] != pytest.approx(value, abs=1e-6), name
+
+
+def test_normals(golden_dir):
+  for case, arrays in cases(golden_dir, "normals"):
+    metric = surface_normals.make(target_key="normals")
+    halves = [metric.init(), metric.init()]
+    for i, (pred, gt) in enumerate(zip(arrays["pred"], arrays["gt_u8"])):
+      halves[i % 2] = metric.update(halves[i % 2], {"normals": pred}, {"normals": gt})
+    ours = metric.compute(metric.merge(*halves))
+    for expected, tolerance in ((case["expected"], case["tol"]), (case.get("expected_f64", {}), {"rtol": 0, "atol": 2e-4})):
+      for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, **tolerance, err_msg=f"{case['case']}: {name}")
+    assert ours["pixels"] == case["n_valid"]
+
+
+def test_forty_classes(golden_dir):
+  for case, arrays in cases(golden_dir, "nyu40"):
+    if "names40" in case:
+      assert tuple(case["names40"]) == nyu.NAMES
+    # The official table is a file of its own, in this layout; here it is what the stored pixels tell of it.
+    table = np.zeros(nyu.RAW_CLASSES, np.int64)
+    raw, labels = arrays["raw"].astype(np.int64), arrays["label40"]
+    table[raw[raw > 0] - 1] = labels[raw > 0]
+    mapped = nyu.to_labels(arrays["raw"], table)
+    np.testing.assert_array_equal(mapped, labels)
+    np.testing.assert_array_equal(np.where(mapped == 0, 255, mapped - 1), arrays["train_id"])
