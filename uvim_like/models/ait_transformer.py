@@ -33,6 +33,31 @@ class LayerCache(NamedTuple):
   cross_value: Array
 
 
+class CachedAttention(Attention):
+  """Attention whose cached keys and values have the heads first, so that no step has to transpose them."""
+
+  def keys_values(self, x: Array) -> tuple[Array, Array]:
+    """Keys and values (B, heads, L, D / heads) of x (B, L, D)."""
+    return tuple(jnp.swapaxes(part, 1, 2) for part in self(x, only_kv=True))
+
+  @nn.compact
+  def __call__(self, x: Array, kv: Array | None = None, *, cached: tuple[Array, Array] | None = None,
+               mask: Array | None = None, causal: bool = False, only_kv: bool = False):
+    """As `Attention`, but for `cached` (B, heads, L, D / heads)."""
+    if cached is None:
+      return super().__call__(x, kv, mask=mask, causal=causal, only_kv=only_kv)
+    key, value = cached
+    width = x.shape[-1]
+    query = self._projection("query", width)(x) * (width // self.num_heads) ** -0.5
+    logits = jnp.einsum("btnh,bnlh->bntl", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+      logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bntl,bnlh->btnh", weights, value)
+    return nn.DenseGeneral(width, axis=(-2, -1), use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype,
+                           name="out")(out)
+
+
 class Mlp(nn.Module):
   """Dense, exact GELU, dropout, Dense."""
   mlp_dim: int
@@ -83,7 +108,7 @@ class DecoderBlock(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    attention = functools.partial(Attention, self.num_heads, kernel_init=INIT, dtype=self.dtype)
+    attention = functools.partial(CachedAttention, self.num_heads, kernel_init=INIT, dtype=self.dtype)
     self.norm1, self.norm2, self.norm3 = (LayerNorm(dtype=self.dtype) for _ in range(3))
     self.attention, self.cross = attention(), attention()
     self.mlp = Mlp(self.mlp_dim, self.dropout, self.dtype)
