@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uvim_like.evaluators import mean_iou, surface_normals
-from uvim_like.tasks import nyu
+from uvim_like.tasks import nyu40
 
 pytestmark = pytest.mark.parity
 NAMES = {"miou": "mIoU", "pixel_acc": "pixel_acc", "mean_acc": "mean_acc", "fw_iou": "fw_iou",
@@ -65,11 +65,11 @@ def test_normals(golden_dir):
 def test_forty_classes(golden_dir):
   for case, arrays in cases(golden_dir, "nyu40"):
     if "names40" in case:
-      assert tuple(case["names40"]) == nyu.NAMES
-    # The official table is a file of its own, in this layout; here it is what the stored pixels tell of it.
-    table = np.zeros(nyu.RAW_CLASSES, np.int64)
+      assert tuple(case["names40"]) == nyu40.NAMES
+    # The official table is a file of its own; here it is what the stored pixels tell of it.
     raw, labels = arrays["raw"].astype(np.int64), arrays["label40"]
+    table = np.zeros(raw.max(), np.uint8)
     table[raw[raw > 0] - 1] = labels[raw > 0]
-    mapped = nyu.to_labels(arrays["raw"], table)
+    mapped = nyu40.to_classes(raw, table)
     np.testing.assert_array_equal(mapped, labels)
-    np.testing.assert_array_equal(np.where(mapped == 0, 255, mapped - 1), arrays["train_id"])
+    np.testing.assert_array_equal(nyu40.to_train_ids(mapped), arrays["train_id"])
