@@ -82,9 +82,7 @@ class Swin(WindowBackbone):
   block_class = Block
   norm_first = True
 
-  def make_block(self, block: type[nn.Module], stage: int, index: int, rate: float, name: str) -> nn.Module:
+  def own_fields(self, stage: int) -> dict[str, Any]:
     """See `WindowBackbone`."""
-    window = self.a_stage(self.window_size, stage)
-    shift = window // 2 if index % 2 and self.a_stage(self.use_shift, stage) else 0
-    return block(self.num_heads[stage], window, shift, int(self.mlp_ratio * self.width * 2 ** stage), self.shrink,
-                 self.epsilon, rate, self.dtype, name=name)
+    del stage
+    return {"shrink": self.shrink}

@@ -132,10 +132,7 @@ class SwinV2(WindowBackbone):
   block_class = Block
   norm_first = False
 
-  def make_block(self, block: type[nn.Module], stage: int, index: int, rate: float, name: str) -> nn.Module:
+  def own_fields(self, stage: int) -> dict[str, Any]:
     """See `WindowBackbone`."""
-    window = self.a_stage(self.window_size, stage)
-    shift = window // 2 if index % 2 and self.a_stage(self.use_shift, stage) else 0
-    return block(self.num_heads[stage], window, shift, int(self.mlp_ratio * self.width * 2 ** stage),
-                 self.a_stage(self.pretrain_window, stage), self.position_hidden, self.norm_epsilon, self.norm_add,
-                 self.epsilon, rate, self.dtype, name=name)
+    return {"pretrain_window": self.a_stage(self.pretrain_window, stage), "position_hidden": self.position_hidden,
+            "norm_epsilon": self.norm_epsilon, "norm_add": self.norm_add}

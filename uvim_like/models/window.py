@@ -1,7 +1,7 @@
 """What Swin and SwinV2 share: window partition, cyclic shift, relative position tables, patch merging, the stages."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -146,9 +146,11 @@ class Merge(nn.Module):
 
 
 class WindowBackbone(nn.Module):
-  """Patch embedding and stages of window-attention blocks; Swin and SwinV2 give the blocks.
+  """Patch embedding and stages of window-attention blocks; a subclass names its block and where merging normalises.
 
   Attributes:
+    block_class: a block; takes the fields that `make_block` gives it.
+    norm_first: see `Merge`.
     width: channels of the first stage; each further one has twice as many.
     depths: blocks a stage.
     num_heads: heads a stage.
@@ -161,6 +163,9 @@ class WindowBackbone(nn.Module):
     drop_path: rate at the last block, rising linearly from 0 at the first.
     remat: "none", "dots" or "full".
   """
+  block_class: ClassVar[type[nn.Module]]
+  norm_first: ClassVar[bool]
+
   width: int = 128
   depths: tuple[int, ...] = (2, 2, 18, 2)
   num_heads: tuple[int, ...] = (4, 8, 16, 32)
@@ -183,19 +188,18 @@ class WindowBackbone(nn.Module):
     """The value of a field that is given for each stage or once for all."""
     return value[stage] if isinstance(value, tuple) else value
 
+  def own_fields(self, stage: int) -> dict[str, Any]:
+    """Fields of a stage's blocks beyond those that every block has; none by default."""
+    del stage
+    return {}
+
   def make_block(self, block: type[nn.Module], stage: int, index: int, rate: float, name: str) -> nn.Module:
     """One block of a stage; `block` is `block_class` or its recomputed form."""
-    raise NotImplementedError
-
-  @property
-  def block_class(self) -> type[nn.Module]:
-    """The block's class."""
-    raise NotImplementedError
-
-  @property
-  def norm_first(self) -> bool:
-    """Whether merging normalises before its reduction."""
-    raise NotImplementedError
+    window = self.a_stage(self.window_size, stage)
+    shift = window // 2 if index % 2 and self.a_stage(self.use_shift, stage) else 0
+    return block(num_heads=self.num_heads[stage], window=window, shift=shift,
+                 hidden=int(self.mlp_ratio * self.width * 2 ** stage), epsilon=self.epsilon, drop_rate=rate,
+                 dtype=self.dtype, name=name, **self.own_fields(stage))
 
   @nn.compact
   def __call__(self, image: Array, *, train: bool = False) -> tuple[Array, ...]:
