@@ -80,10 +80,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = [Case(path) for path in sorted(golden_dir.rglob("ait_heads*.npz"))]
-  assert found, f"no stored AiT heads under {golden_dir}"
-  return found
+def cases(stored):
+  return [Case(path) for path in stored("ait_heads*.npz")]
 
 
 def depth_sequence(case):

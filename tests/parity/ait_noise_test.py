@@ -49,10 +49,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = [Case(path) for path in sorted(golden_dir.rglob("ait_det_noise*.npz"))]
-  assert found, f"no stored noise boxes under {golden_dir}"
-  return found
+def cases(stored):
+  return [Case(path) for path in stored("ait_det_noise*.npz")]
 
 
 def test_invariants(cases):

@@ -18,10 +18,8 @@ MODULES = {"wq": "query", "wk": "key", "wv": "value", "attn": "attention", "cros
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = {path: json.loads(path.read_text()) for path in sorted(golden_dir.rglob("ait_optimizer_groups*.json"))}
-  assert found, f"no stored AiT optimizer groups under {golden_dir}"
-  return found
+def cases(stored):
+  return {path: json.loads(path.read_text()) for path in stored("ait_optimizer_groups*.json")}
 
 
 def shapes_of(depths):

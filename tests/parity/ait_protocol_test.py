@@ -15,13 +15,12 @@ NAMES = {"d1": "delta1", "d2": "delta2", "d3": "delta3", "abs_rel": "abs_RE", "r
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
+def cases(stored):
   found = {}
-  for path in sorted(golden_dir.rglob("ait_depth_test_protocol*.npz")):
+  for path in stored("ait_depth_test_protocol*.npz"):
     with np.load(path) as data:
       found[path.stem] = (json.loads(path.with_suffix(".json").read_text())["config"],
                           {key: data[key] for key in data.files})
-  assert found, f"no stored AiT test protocol under {golden_dir}"
   return found
 
 

@@ -44,10 +44,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = [Case(path) for path in sorted(golden_dir.rglob("ait_swinv2*.json"))]
-  assert found, f"no ait_swinv2 under {golden_dir}"
-  return found
+def cases(stored):
+  return [Case(path) for path in stored("ait_swinv2*.json")]
 
 
 def test_names_both_ways(cases):

@@ -94,10 +94,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = [Case(path) for path in sorted(golden_dir.rglob("ait_transformer*.npz"))]
-  assert found, f"no stored AiT transformer under {golden_dir}"
-  return found
+def cases(stored):
+  return [Case(path) for path in stored("ait_transformer*.npz")]
 
 
 def test_vocabulary(cases):

@@ -66,10 +66,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  found = [Case(path) for path in sorted(golden_dir.rglob("ait_vqvae*.npz"))]
-  assert found, f"no stored AiT tokenizer under {golden_dir}"
-  return found
+def cases(stored):
+  return [Case(path) for path in stored("ait_vqvae*.npz")]
 
 
 def test_encoder_and_codes(cases):

@@ -62,10 +62,9 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  paths = [path for path in sorted(golden_dir.rglob("*.config.json"))
+def cases(stored):
+  paths = [path for path in stored("*.config.json")
            if json.loads(path.read_text()).get("model_type") in KINDS]
-  assert paths, f"no backbone under {golden_dir}"
   return [Case(path) for path in paths]
 
 

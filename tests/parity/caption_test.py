@@ -1,8 +1,5 @@
 """BLEU and its words against coco-caption's numbers, for every stored case."""
 
-import json
-import os
-
 import numpy as np
 import pytest
 
@@ -10,14 +7,6 @@ from uvim_like.evaluators import captions
 from uvim_like.tasks import text
 
 pytestmark = pytest.mark.parity
-
-
-def cases(golden_dir):
-  found = [json.loads(path.read_text()) for path in sorted((golden_dir / "metrics").rglob("*.json"))]
-  found = [case for case in found if case.get("kind") == "caption"]
-  if not found:  # another set, named by GOLDEN_DIR, may hold a part of the kinds only
-    (pytest.skip if "GOLDEN_DIR" in os.environ else pytest.fail)("no case of kind caption in the set")
-  return found
 
 
 def scored(hypotheses, references):
@@ -33,8 +22,8 @@ def close(ours, case):
     assert ours[f"BLEU{n}"] == pytest.approx(case["expected"][f"BLEU{n}"], **tol), (case["case"], n)
 
 
-def test_bleu_of_words(golden_dir):
-  for case in cases(golden_dir):
+def test_bleu_of_words(stored_metrics):
+  for case, _ in stored_metrics("caption"):
     ours, rows = scored([h.split() for h in case["hyps_tok"]], [[r.split() for r in rs] for rs in case["refs_tok"]])
     close(ours, case)
     counts = case["expected"].get("stats")
@@ -43,10 +32,10 @@ def test_bleu_of_words(golden_dir):
       assert rows[8:10].tolist() == [counts["hyp_len"], counts["ref_len"]]
 
 
-def test_words_are_those_of_the_treebank_tokenizer(golden_dir):
+def test_words_are_those_of_the_treebank_tokenizer(stored_metrics):
   """The acceptance is BLEU from raw sentences; the words themselves are compared too, so that a difference is seen."""
   seen = 0
-  for case in cases(golden_dir):
+  for case, _ in stored_metrics("caption"):
     if "hyps_raw" not in case:
       continue
     raw = [*case["hyps_raw"], *(r for rs in case["refs_raw"] for r in rs)]

@@ -41,10 +41,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
-  paths = [path for stem in ("kmax_resnet", "kmax_convnext") for path in sorted(golden_dir.rglob(f"{stem}*.json"))]
-  assert paths, f"no kmax encoder under {golden_dir}"
-  return [Case(path) for path in paths]
+def cases(stored):
+  return [Case(path) for path in stored("kmax_resnet*.json", "kmax_convnext*.json")]
 
 
 def test_names_both_ways(cases):

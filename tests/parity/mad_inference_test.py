@@ -1,7 +1,6 @@
 """MAD's masked inference against a stored run of the authors' program: stages, averages, boxes, masks, keypoints."""
 
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -74,12 +73,9 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
+def cases(stored):
   """Every stored set."""
-  found = [Case(path) for path in sorted(golden_dir.rglob("mad_inference*.json"))]
-  if not found:
-    (pytest.skip if "GOLDEN_DIR" in os.environ else pytest.fail)(f"no mad_inference under {golden_dir}")
-  return found
+  return [Case(path) for path in stored("mad_inference*.json")]
 
 
 def boxes_of(case):

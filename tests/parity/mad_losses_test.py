@@ -1,7 +1,6 @@
 """MAD's training sequences, matching and losses against stored runs of the authors' program with recorded draws."""
 
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -109,12 +108,9 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(golden_dir):
+def cases(stored):
   """Every stored set."""
-  found = [Case(path) for path in sorted(golden_dir.rglob("mad_losses*.json"))]
-  if not found:
-    (pytest.skip if "GOLDEN_DIR" in os.environ else pytest.fail)(f"no mad_losses under {golden_dir}")
-  return found
+  return [Case(path) for path in stored("mad_losses*.json")]
 
 
 def check_sequences(case, name, training, *, weighted=True):

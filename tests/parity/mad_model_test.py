@@ -1,7 +1,6 @@
 """MAD's encoder, decoder and head against stored outputs of the authors' program."""
 
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,6 @@ from uvim_like.systems.mad.vocabulary import Vocabulary
 pytestmark = pytest.mark.parity
 TASKS = {"det": "boxes", "seg": "masks", "keypoint": "keypoints", "caption": "captions"}
 TOLERANCE = 2e-5
-
-
-def cases(golden_dir, stem):
-  found = []
-  for path in sorted(golden_dir.rglob(f"{stem}*.json")):
-    with np.load(path.with_suffix(".npz")) as data:
-      found.append((json.loads(path.read_text()), {key: data[key] for key in data.files}))
-  if not found:
-    (pytest.skip if "GOLDEN_DIR" in os.environ else pytest.fail)(f"no {stem} under {golden_dir}")
-  return found
 
 
 def vocabulary_of(config):
@@ -45,10 +34,11 @@ def params_of(arrays, config):
 
 
 @pytest.fixture(scope="module")
-def runs(golden_dir):
+def runs(stored):
   """(arrays, vocabulary, call) of every case; `call` applies a method with the stored weights."""
   found = []
-  for case, arrays in cases(golden_dir, "mad_model"):
+  for path in stored("mad_model*.json"):
+    case, arrays = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
     model, variables = model_of(case["config"]), {"params": params_of(arrays, case["config"])}
 
     def call(*args, method, model=model, variables=variables, **kwargs):

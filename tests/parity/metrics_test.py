@@ -1,6 +1,5 @@
 """Metrics against the numbers of the official code, for every stored case of the kinds that exist here."""
 
-import json
 import os
 import pathlib
 import re
@@ -19,25 +18,6 @@ pytestmark = pytest.mark.parity
 # Their names of a depth metric -> ours.
 DEPTH_NAMES = dict(d1="delta1", d2="delta2", d3="delta3", abs_rel="abs_RE", sq_rel="sq_rel", rmse="RMSE",
                    rmse_log="rmse_log", log10="log10", silog="silog")
-
-
-def absent(what: str) -> None:
-  """Fails where the shipped set lacks something; another set, named by GOLDEN_DIR, may hold a part of the kinds only."""
-  if "GOLDEN_DIR" not in os.environ:
-    pytest.fail(f"the shipped set has no {what}")
-  pytest.skip(f"GOLDEN_DIR names a set that has no {what}")
-
-
-def cases(folder: pathlib.Path, *kinds: str) -> list[tuple[dict, dict]]:
-  """(json, arrays) of all files of these kinds below a folder."""
-  found = []
-  for path in sorted(folder.rglob("*.json")):
-    case = json.loads(path.read_text())
-    if case.get("kind") in kinds:
-      found.append((case, dict(np.load(path.with_suffix(".npz")))))
-  if not found:
-    absent(f"case of kind {kinds}")
-  return found
 
 
 def close(ours, theirs, rtol):
@@ -70,30 +50,27 @@ def check_panoptic(case: dict, arrays: dict) -> None:
       assert close(mine[name], value, rtol), (case["case"], category, name)
 
 
-def test_panoptic_quality_of_segment_maps(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "pq"):
+def test_panoptic_quality_of_segment_maps(stored_metrics):
+  for case, arrays in stored_metrics("pq"):
     check_panoptic(case, arrays)
 
 
-def test_panoptic_quality_of_two_channel_predictions(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "pq_2ch"):
+def test_panoptic_quality_of_two_channel_predictions(stored_metrics):
+  for case, arrays in stored_metrics("pq_2ch"):
     check_panoptic(case, arrays)
 
 
-def test_panoptic_quality_on_real_annotations():
+def test_panoptic_quality_on_real_annotations(stored_metrics):
   folder = os.environ.get("GOLDEN_REAL_DIR")
   if not folder:
     pytest.skip("GOLDEN_REAL_DIR is not set: cases from real COCO annotations are not shipped")
-  for case, arrays in cases(pathlib.Path(folder), "pq", "pq_2ch"):
+  for case, arrays in stored_metrics("pq", "pq_2ch", folder=pathlib.Path(folder)):
     check_panoptic(case, arrays)
 
 
-def test_panoptic_evaluator_from_features(golden_dir):
+def test_panoptic_evaluator_from_features(stored):
   """From class-index predictions and raw features to the numbers, with the nearest resize in between."""
-  path = golden_dir / "uvim" / "j_pq.npz"
-  if not path.exists():
-    absent("j_pq.npz")
-  arrays = dict(np.load(path))
+  arrays = dict(np.load(*stored("j_pq.npz")))
   categories = [dict(id=int(i), isthing=int(thing))
                 for i, thing in zip(arrays["categories_id"], arrays["categories_isthing"])]
   metric = coco_panoptic.make(categories=categories)
@@ -117,8 +94,8 @@ def test_panoptic_evaluator_from_features(golden_dir):
   np.testing.assert_allclose(pq.pq_per_class(stats), arrays["out/per_class_pq_sq_rq"], rtol=1e-9, atol=1e-12)
 
 
-def test_depth_over_given_pixels(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "depth_flat"):
+def test_depth_over_given_pixels(stored_metrics):
+  for case, arrays in stored_metrics("depth_flat"):
     ours = depth_metrics(depth_sums(arrays["pred"], arrays["gt"]))
     for name, value in case["expected"].items():
       assert close(ours[DEPTH_NAMES[name]], value, case["tol"]["rtol"]), name
@@ -147,8 +124,8 @@ def run_depth(metric, images) -> dict[str, float]:
   return metric.compute(stats)
 
 
-def test_depth_protocol_per_image_and_its_variants(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "depth_images"):
+def test_depth_protocol_per_image_and_its_variants(stored_metrics):
+  for case, arrays in stored_metrics("depth_images"):
     images, rtol = [full_depth(arrays, k) for k in range(case["n"])], case["tol"]["rtol"]
     ours = run_depth(nyu_depth.make("nyu_eigen"), images)
     for name, value in case["expected"].items():
@@ -166,15 +143,14 @@ def test_depth_protocol_per_image_and_its_variants(golden_dir):
           assert close(other[DEPTH_NAMES[name]], value, rtol), (variant, name)
 
 
-def h_eval(golden_dir) -> dict:
-  path = golden_dir / "uvim" / "h_eval.npz"
-  if not path.exists():
-    absent("h_eval.npz")
-  return dict(np.load(path))
+@pytest.fixture
+def h_eval(stored) -> dict:
+  """The authors' evaluators of UViM, run on made-up maps."""
+  return dict(np.load(*stored("h_eval.npz")))
 
 
-def test_uvim_depth_evaluator(golden_dir):
-  arrays = h_eval(golden_dir)
+def test_uvim_depth_evaluator(h_eval):
+  arrays = h_eval
   height, width = map(int, re.search(r"y<(\d+), x<(\d+)", str(arrays["depth/gt_note"])).groups())
   y, x = np.mgrid[:height, :width].astype(np.float32)
   a, b = arrays["depth/a_b"]
@@ -190,20 +166,20 @@ def test_uvim_depth_evaluator(golden_dir):
     assert close(ours[name], float(arrays[f"depth/{name}"]), 2e-5), name
 
 
-def test_uvim_panoptic_resize(golden_dir):
-  arrays = h_eval(golden_dir)
+def test_uvim_panoptic_resize(h_eval):
+  arrays = h_eval
   ours = resize_nearest(arrays["pan/mask"], tuple(arrays["pan/target"]))
   np.testing.assert_array_equal(ours.astype(np.uint8), arrays["pan/resized"])
 
 
-def test_uvim_psnr(golden_dir):
-  arrays = h_eval(golden_dir)
+def test_uvim_psnr(h_eval):
+  arrays = h_eval
   for a, b, theirs in zip(arrays["psnr/a"], arrays["psnr/b"], arrays["psnr/out"]):
     assert close(psnr.peak_signal_to_noise(a, b, 2.0), float(theirs), 1e-5)
 
 
-def test_psnr_is_the_mean_over_images(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "psnr"):
+def test_psnr_is_the_mean_over_images(stored_metrics):
+  for case, arrays in stored_metrics("psnr"):
     metric, rtol = psnr.make(), case["tol"]["rtol"]
     stats = metric.init()
     for a, b, theirs in zip(arrays["a"], arrays["b"], case["expected"]["per_image"]):
@@ -215,8 +191,8 @@ def test_psnr_is_the_mean_over_images(golden_dir):
       assert not close(ours, value, rtol), variant
 
 
-def test_frechet_distance(golden_dir):
-  for case, arrays in cases(golden_dir / "metrics", "fid"):
+def test_frechet_distance(stored_metrics):
+  for case, arrays in stored_metrics("fid"):
     for name, theirs in case["expected"].items():
       x, y, rtol = arrays[f"{name}_x"], arrays[f"{name}_y"], case["tol"][name]["rtol"]
       ours = fid.frechet_distance(x, y)
@@ -226,8 +202,8 @@ def test_frechet_distance(golden_dir):
       assert not close(ours, theirs["fid_ddof0"], rtol), "the covariance is the biased one"
 
 
-def test_coltran_images(golden_dir):
-  arrays = h_eval(golden_dir)
+def test_coltran_images(h_eval):
+  arrays = h_eval
   for key, theirs in arrays.items():
     if key.startswith("coltran/preprocess"):
       ours = fid.square_image(arrays["coltran/image"], theirs.shape[0])

@@ -3,7 +3,7 @@
 The logits of 134 + 100 classes at 512x512 are 234 MiB an image, and so are their probabilities and their gradient. The
 softmax runs over classes only, so pixels are independent: `Planes.cross_entropy` works through a few of a patch's pixels
 at a time and, when it is differentiated, makes the gradient of each piece while its logits are at hand. No
-multiplication is done twice, and each piece of the kernel's gradient is written once.
+multiplication and no exponential is done twice, and each piece of the kernel's gradient is written once, in its place.
 """
 
 import functools
@@ -62,31 +62,32 @@ def _logits(features: Array, kernel: Array, bias: Array) -> Array:
   return out + bias
 
 
-def _pieces(pixels: int) -> int:
-  """Into how many equal pieces a patch's pixels are cut."""
-  return next(count for count in range(-(-pixels // PIXELS_AT_ONCE), pixels + 1) if pixels % count == 0)
+def _piece_size(pixels: int) -> int:
+  """How many of a patch's pixels are worked on at once: the most that divide them, up to PIXELS_AT_ONCE."""
+  return next(size for size in range(min(PIXELS_AT_ONCE, pixels), 0, -1) if pixels % size == 0)
 
 
-def _cut(x: Array) -> Array:
-  """(..., P) to (pieces, ..., P / pieces)."""
-  return jnp.moveaxis(x.reshape(*x.shape[:-1], _pieces(x.shape[-1]), -1), -2, 0)
+def _piece(x: Array, index: Array, size: int) -> Array:
+  """Pixels index * size … of x (..., P). A slice of what lies there: cutting all pieces beforehand would copy it whole."""
+  return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=-1)
 
 
-def _join(x: Array) -> Array:
-  """The inverse of `_cut`."""
-  x = jnp.moveaxis(x, 0, -2)
-  return x.reshape(*x.shape[:-2], -1)
+def _put(whole: Array, piece: Array, index: Array) -> Array:
+  """`whole` (..., P) with the pixels of a piece, in place inside a loop."""
+  return jax.lax.dynamic_update_slice_in_dim(whole, piece, index * piece.shape[-1], axis=-1)
 
 
 @jax.custom_vjp
 def _chunked_cross_entropy(features: Array, kernel: Array, bias: Array, labels: Array) -> tuple[Array, Array]:
-  def add_piece(sums, piece):
-    kernel, bias, labels = piece
-    loss = softmax_cross_entropy(_logits(features, kernel, bias), labels, -2)
+  size = _piece_size(labels.shape[-1])
+
+  def add_piece(sums, index):
+    logits = _logits(features, _piece(kernel, index, size), _piece(bias, index, size))
+    loss = softmax_cross_entropy(logits, _piece(labels, index, size), -2)
     return sums + jnp.sum(loss, axis=(1, 2)), None
 
   start = jnp.zeros(features.shape[:1], jnp.float32)
-  sums, _ = scan(add_piece, start, (_cut(kernel), _cut(bias), _cut(labels)))
+  sums, _ = scan(add_piece, start, jnp.arange(labels.shape[-1] // size))
   return _means(sums, labels)
 
 
@@ -96,25 +97,40 @@ def _means(sums: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def _forward(features: Array, kernel: Array, bias: Array, labels: Array) -> tuple[tuple[Array, Array], Any]:
-  def add_piece(carry, piece):
-    sums, d_features = carry
-    kernel, bias, labels = piece
-    logits, pullback = jax.vjp(_logits, features, kernel, bias)
-    loss, d_logits = _piece_loss(logits, labels, total=total)
-    d_x, d_kernel, d_bias = pullback(d_logits)
-    return (sums + loss, d_features + d_x.astype(jnp.float32)), (d_kernel, d_bias)
+  """The loss, and its gradient made on the way: two dimensions (tokens of all examples, D) keep every product one matmul."""
+  batch, _, width = features.shape
+  x, flat_labels = features.reshape(-1, width), labels.reshape(-1, labels.shape[-1])
+  size, classes, total = _piece_size(labels.shape[-1]), kernel.shape[1], labels.size
+  matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
-  total = labels.size
-  start = jnp.zeros(features.shape[:1], jnp.float32), jnp.zeros(features.shape, jnp.float32)
-  (sums, d_features), (d_kernel, d_bias) = scan(add_piece, start, (_cut(kernel), _cut(bias), _cut(labels)))
-  return _means(sums, labels), (d_features.astype(features.dtype), _join(d_kernel), _join(d_bias))
+  def add_piece(carry, index):
+    sums, d_x, d_kernel, d_bias = carry
+    weights = _piece(kernel, index, size).astype(x.dtype).reshape(width, -1)
+    logits = matmul(x, weights).reshape(-1, classes, size) + _piece(bias, index, size)
+    loss, d_logits = _loss_and_gradient(logits, _piece(flat_labels, index, size), total=total)
+    d_bias = _put(d_bias, jnp.sum(d_logits, axis=0), index)
+    d_logits = d_logits.reshape(-1, classes * size).astype(x.dtype)
+    d_weights = matmul(x.T, d_logits).reshape(width, classes, size)
+    return (sums + loss.reshape(batch, -1).sum(-1), d_x + matmul(d_logits, weights.T),
+            _put(d_kernel, d_weights.astype(kernel.dtype), index), d_bias), None
+
+  start = (jnp.zeros([batch], jnp.float32), jnp.zeros(x.shape, jnp.float32), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+  (sums, d_x, d_kernel, d_bias), _ = scan(add_piece, start, jnp.arange(labels.shape[-1] // size))
+  return _means(sums, labels), (d_x.astype(features.dtype).reshape(features.shape), d_kernel, d_bias)
 
 
-def _piece_loss(logits: Array, labels: Array, *, total: int) -> tuple[Array, Array]:
-  """(B,) summed loss of one piece and the gradient of the mean over `total` pixels with respect to its logits."""
-  loss, pullback = jax.vjp(functools.partial(softmax_cross_entropy, axis=-2), logits, labels)
-  d_logits, _ = pullback(jnp.full(loss.shape, 1 / total, loss.dtype))
-  return jnp.sum(loss, axis=(1, 2)), d_logits
+def _loss_and_gradient(logits: Array, labels: Array, *, total: int) -> tuple[Array, Array]:
+  """(T, p) losses of logits (T, C, p), and the gradient of their sum over `total`; the exponentials serve both."""
+  highest = jnp.max(logits, axis=1, keepdims=True)
+  exponentials = jnp.exp(logits - highest)
+  normalizer = jnp.sum(exponentials, axis=1, keepdims=True)
+  labels = labels[:, None]
+  valid = (labels >= 0) & (labels < logits.shape[1])
+  picked = jnp.take_along_axis(logits, jnp.where(valid, labels, 0), axis=1)
+  loss = jnp.where(valid, jnp.log(normalizer) + highest - picked, 0.0)
+  weight = jnp.where(valid, 1 / total, 0.0)
+  hit = jax.lax.broadcasted_iota(labels.dtype, logits.shape, 1) == labels
+  return loss[:, 0], exponentials * (weight / normalizer) - jnp.where(hit, weight, 0.0)
 
 
 def _backward(grads: Any, cotangent: tuple[Array, Array]) -> tuple[Array, Array, Array, None]:

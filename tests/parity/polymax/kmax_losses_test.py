@@ -1,8 +1,5 @@
 """Losses of kMaX-DeepLab and of depth maps against the authors' programs and definitions."""
 
-import json
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,18 +130,8 @@ def test_depth(peers):
 # --- definitions stored with the metrics ------------------------------------------------------------------------------
 
 
-def metric_cases(golden_dir, kind):
-  """[(json, arrays)] of a kind."""
-  found = [(json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz"))))
-           for path in sorted((golden_dir / "metrics").rglob("*.json")) if json.loads(path.read_text()).get("kind") == kind]
-  if not found and "GOLDEN_DIR" in os.environ:
-    pytest.skip(f"GOLDEN_DIR names a set that has no {kind}")
-  assert found, f"the shipped set has no case of kind {kind}"
-  return found
-
-
-def test_silog_and_relative_error_of_the_metrics_set(golden_dir):
-  for case, arrays in metric_cases(golden_dir, "loss_depth"):
+def test_silog_and_relative_error_of_the_metrics_set(stored_metrics):
+  for case, arrays in stored_metrics("loss_depth"):
     pred, gt, rtol = arrays["pred"], arrays["gt"], case["tol"]["rtol"]
     expected = case["expected"]
     np.testing.assert_allclose(dense_losses.silog(pred, gt, gt > 0), expected["deeplab2_silog_error_per_image"], rtol=rtol)
@@ -156,8 +143,8 @@ def test_silog_and_relative_error_of_the_metrics_set(golden_dir):
       np.testing.assert_allclose(np.sqrt(dense_losses.silog(*pooled, focus=focus))[0], value, rtol=rtol, err_msg=name)
 
 
-def test_multiscale_gradient(golden_dir):
-  for case, arrays in metric_cases(golden_dir, "loss_msg"):
+def test_multiscale_gradient(stored_metrics):
+  for case, arrays in stored_metrics("loss_msg"):
     pred, gt, rtol = arrays["pred"], arrays["gt"], case["tol"]["rtol"]
     for log in (True, False):
       stored = case["expected"][f"{'log' if log else 'linear'}/valid_px_per_image"]
@@ -167,8 +154,8 @@ def test_multiscale_gradient(golden_dir):
       np.testing.assert_allclose(np.mean(first), stored["per_scale"][0], rtol=rtol)
 
 
-def test_dice_of_the_metrics_set(golden_dir):
-  for case, arrays in metric_cases(golden_dir, "loss_dice"):
+def test_dice_of_the_metrics_set(stored_metrics):
+  for case, arrays in stored_metrics("loss_dice"):
     logits, one_hot = arrays["logits"], arrays["onehot"]
     logits, one_hot = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (logits, one_hot))
     index = np.where(one_hot.sum(-1) > 0, one_hot.argmax(-1), -1)

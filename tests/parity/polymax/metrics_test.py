@@ -1,8 +1,5 @@
 """Mean IoU, surface normals and the 40-class map of NYU against stored numbers of the official code."""
 
-import json
-import os
-
 import numpy as np
 import pytest
 
@@ -14,23 +11,13 @@ NAMES = {"miou": "mIoU", "pixel_acc": "pixel_acc", "mean_acc": "mean_acc", "fw_i
          "n_classes_counted": "classes_counted"}
 
 
-def cases(golden_dir, kind):
-  """[(json, arrays)] of a kind."""
-  found = [(case, dict(np.load(path.with_suffix(".npz")))) for path in sorted((golden_dir / "metrics").rglob("*.json"))
-           if (case := json.loads(path.read_text())).get("kind") == kind]
-  if not found and "GOLDEN_DIR" in os.environ:
-    pytest.skip(f"GOLDEN_DIR names a set that has no {kind}")
-  assert found, f"the shipped set has no case of kind {kind}"
-  return found
-
-
 def shifted(classes: np.ndarray, ignore: int) -> np.ndarray:
   """Classes from 0 with a void value to our labels: 0 = void, class + 1."""
   return np.where(classes == ignore, 0, classes.astype(np.int64) + 1)
 
 
-def test_mean_iou(golden_dir):
-  for case, arrays in cases(golden_dir, "miou"):
+def test_mean_iou(stored_metrics):
+  for case, arrays in stored_metrics("miou"):
     metric, ignore = mean_iou.make(num_classes=case["num_classes"]), case["ignore_label"]
     halves = [metric.init(), metric.init()]
     for i, (pred, gt) in enumerate(zip(arrays["pred"], arrays["gt"])):
@@ -49,8 +36,8 @@ def test_mean_iou(golden_dir):
       assert ours["mIoU"] != pytest.approx(value, abs=1e-6), name
 
 
-def test_normals(golden_dir):
-  for case, arrays in cases(golden_dir, "normals"):
+def test_normals(stored_metrics):
+  for case, arrays in stored_metrics("normals"):
     metric = surface_normals.make(target_key="normals")
     halves = [metric.init(), metric.init()]
     for i, (pred, gt) in enumerate(zip(arrays["pred"], arrays["gt_u8"])):
@@ -62,8 +49,8 @@ def test_normals(golden_dir):
     assert ours["pixels"] == case["n_valid"]
 
 
-def test_forty_classes(golden_dir):
-  for case, arrays in cases(golden_dir, "nyu40"):
+def test_forty_classes(stored_metrics):
+  for case, arrays in stored_metrics("nyu40"):
     if "names40" in case:
       assert tuple(case["names40"]) == nyu40.NAMES
     # The official table is a file of its own; here it is what the stored pixels tell of it.
