@@ -17,9 +17,10 @@ _WINDOW = 55   # characters of a long string that an error shows on either side
 _BREAKS = "\n\r\t\v\f\x1c\x1d\x1e\x85\u2028\u2029"   # all that `str.splitlines` breaks at: an error stays in its lines
 MAX_LENGTH = 20_000   # characters of a string; the longest of ours has 700
 MAX_OPS = 200   # ops of a string; each is one more level of the syntax tree
-# What an op raises on arguments that it cannot take, while its graph is built.
-OP_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, NotImplementedError,
-             tf.errors.OpError)
+# What arguments of a wrong kind raise while an op's graph is built: a value or shape (ValueError), a type (TypeError), a
+# number that its type cannot hold (OverflowError), a size of too few sides (IndexError), what TensorFlow knows already of
+# the values (OpError).
+OP_ERRORS = (ValueError, TypeError, OverflowError, IndexError, tf.errors.OpError)
 
 
 class Call(NamedTuple):
