@@ -24,7 +24,7 @@ $(STAMP): requirements.txt
 	@touch $@
 
 test: venv
-	$(RUN) -m pytest -m "not slow" -n $(WORKERS)
+	$(RUN) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: venv
 	$(RUN) -m pytest -m slow

@@ -59,7 +59,7 @@ def test_steps_are_the_causal_forward_pass(model, data, variables, picture, forw
   def step(caches, tokens, start):
     return model.apply(variables, tokens, start, caches, picture, rows, method="step")
 
-  caches = model.apply(variables, B, S, method="start")
+  caches = model.apply(variables, B, S, L, method="start")
   logits, caches = jax.jit(step)(caches, tokens[..., :3], jnp.int32(0))  # three at once, then one by one
   np.testing.assert_allclose(logits, want[:, :, 2], atol=2e-5)
   one = jax.jit(step)

@@ -172,9 +172,9 @@ class Model(nn.Module):
       return logits
     return logits + jnp.concatenate([self.bias[start:stop] for start, stop in rows])
 
-  def start(self, batch: int, sequences: int) -> tuple[KeysValues, ...]:
-    """Empty keys and values of every layer for step-by-step decoding."""
-    shape = (batch * sequences, self.max_length, self.num_heads, self.width // self.num_heads)
+  def start(self, batch: int, sequences: int, length: int) -> tuple[KeysValues, ...]:
+    """Empty keys and values of every layer for writing up to `length` tokens, the prompt among them, step by step."""
+    shape = (batch * sequences, self.num_heads, length, self.width // self.num_heads)
     empty = jnp.zeros(shape, self.dtype)
     return ((empty, empty),) * self.decoder_layers
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvim_like.models.layers import attend_cached
 from uvim_like.ops.constraint import constrain_batch
 
 Array = jax.Array
-KeysValues = tuple[Array, Array]  # (B, M, heads, D / heads) each
+KeysValues = tuple[Array, Array]  # (B, M, heads, D / heads) each; those of a sequence that is being written (B, heads, L, …)
 
 
 def fused_xavier(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -48,8 +49,8 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, positions: Array, *, source: tuple[Array, Array] | None = None,
-               cached: KeysValues | None = None, mask: Array | None = None, causal: bool = False,
-               train: bool = False, only_kv: bool = False):
+               cached: KeysValues | None = None, heads_first: bool = False, mask: Array | None = None,
+               causal: bool = False, train: bool = False, only_kv: bool = False):
     """Attends from x to source (x itself by default).
 
     Args:
@@ -57,6 +58,7 @@ class Attention(nn.Module):
       positions: (1 or B, L, D), of x.
       source: (content (B, M, D), positions), what is attended to.
       cached: keys and values made before; nothing is projected from `source` then.
+      heads_first: they are (B, heads, M, D / heads), in no training and under no `causal`.
       mask: bool, broadcastable to (B, heads, L, M); False is hidden.
       causal: each query sees no later position.
       train: weights are dropped.
@@ -69,7 +71,9 @@ class Attention(nn.Module):
     if only_kv:
       return cached
     query = self._projection("query", width)(x + positions)
-    if train and self.dropout:
+    if heads_first:
+      out = attend_cached(query, *cached, mask=mask)
+    elif train and self.dropout:
       out = self._attend_with_dropout(query, *cached, mask, causal)
     else:
       out = jax.nn.dot_product_attention(query, *cached, mask=mask, is_causal=causal)
@@ -163,7 +167,8 @@ class DecoderLayer(nn.Module):
       x: (B, S, n, D).
       positions: (1, n, D).
       start: () int32, how many tokens stand before them.
-      own: keys and values (B * S, L, heads, D / heads) of the tokens so far, anything after them.
+      own: keys and values (B * S, heads, L, D / heads) of the tokens so far, anything after them. Heads first: a step
+        then reads them as they lie.
       picture: of the encoded picture.
       mask: (B, 1, 1, M).
 
@@ -172,10 +177,10 @@ class DecoderLayer(nn.Module):
     """
     batch, sequences, count, width = x.shape
     flat = x.reshape(-1, count, width)
-    new = self.attend_self(flat, positions, only_kv=True)
-    own = tuple(jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=1) for old, part in zip(own, new))
-    seen = jnp.arange(own[0].shape[1]) <= start + jnp.arange(count)[:, None]
-    y = self.attend_self(flat, positions, cached=own, mask=seen[None, None])
+    new = (part.swapaxes(1, 2) for part in self.attend_self(flat, positions, only_kv=True))
+    own = tuple(jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=2) for old, part in zip(own, new))
+    seen = jnp.arange(own[0].shape[2]) <= start + jnp.arange(count)[:, None]
+    y = self.attend_self(flat, positions, cached=own, heads_first=True, mask=seen[None, None])
     x = self.norm_0(x + y.reshape(x.shape)).reshape(batch, sequences * count, width)
     places = jnp.tile(positions, (1, sequences, 1))
     x = self.norm_1(x + self.attend_cross(x, places, cached=picture, mask=mask))

@@ -93,11 +93,11 @@ class Stepper(NamedTuple):
   """The network with its parameters bound, for decoding step by step.
 
   Attributes:
-    start: (batch, sequences) -> caches.
+    start: (batch, sequences, tokens of prompt and response) -> caches.
     step: (tokens (B, S, n) of the table, how many stand before them, caches, rows) -> (logits (B, S, V), caches).
     vocabulary: of all tasks.
   """
-  start: Callable[[int, int], Any]
+  start: Callable[[int, int, int], Any]
   step: Callable[..., tuple[Array, Any]]
   vocabulary: Vocabulary
 
@@ -125,7 +125,7 @@ def decode(task: str, prompts: Array, key: Array, *, stepper: Stepper, top_p: Ma
   vocabulary = stepper.vocabulary
   batch, count, prompt = prompts.shape
   length, rows, width = vocabulary.response(task), vocabulary.rows(task), vocabulary.width(task)
-  caches = stepper.start(batch, count)
+  caches = stepper.start(batch, count, prompt + length)
   if prompt > 1:
     _, caches = stepper.step(prompts[..., :-1], jnp.int32(0), caches, rows)
   formats = legal(vocabulary, task)
