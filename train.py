@@ -21,6 +21,7 @@ import jax
 from uvim_like import config as configs
 from uvim_like import flags
 from uvim_like.errors import UserError
+from uvim_like.own_data import form
 from uvim_like.training import batches, checkpoint, distributed, loop, replay, setup, signals
 from uvim_like.training import workdir as workdirs
 
@@ -122,6 +123,8 @@ def train(config: Any, workdir: pathlib.Path, saved: checkpoint.Checkpoints, sto
   loop.check_labels(first, system.label_limits, where=f"{config.dataset} {config.train_split}")
   prepared = setup.prepare(config, num_examples=data.num_examples(**place), batch=device_part(first), system=system)
   evaluators = setup.make_evaluators(prepared, data)
+  if text := form.summary(config):
+    say(text)
   say(setup.overview(prepared))
   state = loop.restore_or_init(prepared, saved, device_part(first), say=say)
   if (start := int(state.step)) > prepared.total_steps:

@@ -4,7 +4,7 @@ from typing import Any
 
 import ml_collections as mlc
 
-from configs import common
+from configs import common, own_data
 
 ARGS = dict(scenes=False, runlocal=False)
 SIZE = 64                   # pixels of `runlocal`, on scenes/mini
@@ -51,9 +51,14 @@ def mask_tokenizer(arg: mlc.ConfigDict) -> dict[str, Any]:
               signed=True)
 
 
+def semantic_classes(arg: mlc.ConfigDict) -> int:
+  """Those of the data, ADE20K's without."""
+  return SCENES_CLASSES if arg.scenes else arg.classes or ADE_CLASSES
+
+
 def semantic_tokenizer(arg: mlc.ConfigDict) -> dict[str, Any]:
   """Classes as depth: the released code has none; sizes after the depth tokenizer at ratio 16."""
-  classes = SCENES_CLASSES if arg.scenes else ADE_CLASSES
+  classes = semantic_classes(arg)
   if arg.runlocal:
     return dict(input_size=(SIZE, SIZE), ratio=8, first_width=16, num_res_blocks=2, dict_size=64, codeword_dim=64,
                 classes=classes)
@@ -100,7 +105,8 @@ def head(arg: mlc.ConfigDict, *, max_len: int = 2100) -> dict[str, Any]:
 def vocabulary(arg: mlc.ConfigDict, *, others: int = 0) -> dict[str, int]:
   """Rows of the one vocabulary; words as many as the tokenizers have."""
   words = 64 if arg.runlocal else 128
-  return dict(num_bins=200 if arg.runlocal else 2000, num_classes=SCENES_THINGS if arg.scenes else COCO_CLASSES,
+  classes = SCENES_THINGS if arg.scenes else arg.objects or COCO_CLASSES
+  return dict(num_bins=200 if arg.runlocal else 2000, num_classes=classes,
               mask_codes=words, depth_codes=words, other_codes=others and words)
 
 
@@ -149,16 +155,23 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, colours: bool, pr
     colours: CutDepth and colour changes (the solver; a tokenizer does not see the image).
     protocol: evaluate with two windows and mirrored; else what the network is given (a tokenizer) or sees whole.
   """
-  if arg.scenes or arg.runlocal:
+  if arg.scenes or arg.runlocal or arg.folder:
     config.dataset = ('scenes/mini' if arg.runlocal else 'scenes') if arg.scenes else 'nyu'
     config.train_split, config.val_split = 'train', 'validation' if arg.scenes else 'test'
     shape = '' if arg.scenes and arg.runlocal else f'resize_all({SIZE if arg.runlocal else 480})'
     keep = 'value_range(-1, 1)|keep("image", "labels"'
-    config.pp_train = common.join('decode|depth_labels|random_flip', shape, f'{keep})')
+    own = colours and arg.folder   # the paper's augmentation, its window of NYU's pictures in proportion
+    config.pp_train = common.join('decode', 'cut_depth' if own and not arg.runlocal else '', 'depth_labels|random_flip',
+                                  window(SIZE if arg.runlocal else 480) if arg.folder else shape,
+                                  TRAIN_COLOURS if own else '', f'{keep})')
     config.pp_eval = common.join('decode|depth_labels', shape, f'{keep})')
     common.add_eval(config, 'depth_val', 'nyu_depth', split=config.val_split, log_steps=2000, prefix='nyu_depth/',
                     pp=common.join('depth_labels', shape, f'copy("labels", "ground_truth")|{keep}, "ground_truth")'),
                     metric=dict(preset='plain'))
+    if arg.folder:   # maps of their own sizes are no batch: the metric reads the files
+      config.depth_val.pp = common.join('depth_labels', shape, f'{keep})')
+      own_data.splits(config, arg)
+      own_data.depth(config, arg)
     return
   config.dataset, config.train_split = 'nyu', 'train'
   config.pp_train = common.join('decode', 'cut_depth' if colours else '', 'depth_labels|random_flip|random_crop(480)',
@@ -167,6 +180,11 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, colours: bool, pr
       config, 'depth_val', 'nyu_depth', split='test', log_steps=2000, prefix='nyu_depth/', batch_size=1,
       pp='depth_labels|copy("labels", "ground_truth")|value_range(-1, 1)|keep("image", "labels", "ground_truth")',
       pred_kw=dict(windows=2, flip=True) if protocol else {}, metric=dict(preset='nyu_eigen'))
+
+
+def window(size: int) -> str:
+  """A random window of own pictures that are stretched to a quarter more, whatever their size: few need to be moved."""
+  return f'resize_all({size * 5 // 4})|random_crop({size})|canvas({size})'
 
 
 def object_pp(arg: mlc.ConfigDict, *, train: bool, raw: bool = False, masks: bool = True, slots: int, canvas: int,
@@ -200,6 +218,9 @@ def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, slo
   common.add_eval(config, 'object_val', 'coco_instances', split=config.val_split, log_steps=10_000, prefix='coco/',
                   pp=object_pp(arg, train=False, raw=True, **shared),
                   metric=dict(kinds=('boxes', 'masks') if masks else ('boxes',)))
+  if arg.folder:
+    own_data.splits(config, arg)
+    config.object_val.metric.dataset = 'coco_instances'   # whose features own objects have
 
 
 def object_solver(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, tasks: tuple[str, ...],
@@ -251,9 +272,14 @@ def semantic_data(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
   size = SIZE if arg.runlocal else 512
   shape = '' if arg.scenes and arg.runlocal else f'resize_all({size})'
   keep = 'value_range(-1, 1)|keep("image", "labels"'
-  config.pp_train = common.join('decode|semantic_labels', 'random_flip', shape, f'{keep})')
-  config.pp_eval = common.join('decode|semantic_labels', shape, f'{keep})')
-  classes = SCENES_CLASSES if arg.scenes else ADE_CLASSES
+  labels = 'semantic_labels' if arg.labels == 'semantic' else f'semantic_labels("{arg.labels}")'
+  moves = common.join(window(size), TRAIN_COLOURS) if arg.folder else shape
+  config.pp_train = common.join('decode', labels, 'random_flip', moves, f'{keep})')
+  config.pp_eval = common.join('decode', labels, shape, f'{keep})')
   common.add_eval(config, 'semantic_val', 'mean_iou', split='validation', log_steps=2000, prefix='miou/',
-                  pp=common.join('semantic_labels|copy("labels", "ground_truth")', shape, f'{keep}, "ground_truth")'),
-                  metric=dict(num_classes=classes))
+                  pp=common.join(labels, 'copy("labels", "ground_truth")', shape, f'{keep}, "ground_truth")'),
+                  metric=dict(num_classes=semantic_classes(arg)))
+  if arg.folder:   # maps of their own sizes are no batch: the metric reads the files
+    config.semantic_val.pp = common.join(labels, shape, f'{keep})')
+    config.semantic_val.metric.target_key = arg.labels
+    own_data.splits(config, arg)

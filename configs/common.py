@@ -5,6 +5,7 @@ from typing import Any
 
 import ml_collections as mlc
 
+from configs import own_data
 from uvim_like.errors import UserError, unknown
 
 # Arguments of every UViM config, with the paper's values as defaults; `runlocal` changes the two sizes.
@@ -42,16 +43,16 @@ def parse_arg(arg: str | None, defaults: Mapping[str, Any] = ARGS, *,
 
   Args:
     arg: 'name' (a switch) or 'name=value', separated by commas; '' or None for none.
-    defaults: every argument that exists; the type of a default is the type of the argument.
+    defaults: every argument that exists beside `own_data.FOLDER`; the type of a default is the type of the argument.
     runlocal: defaults that change where the switch `runlocal` is on.
 
   Returns:
     All arguments as attributes.
 
   Raises:
-    UserError: unknown argument, a value of another type, a value missing.
+    UserError: unknown argument, a value of another type, a value missing, both `scenes` and `folder`.
   """
-  given = {}
+  given, defaults = {}, {**own_data.FOLDER, **defaults}
   for item in filter(None, (part.strip() for part in (arg or '').split(','))):
     name, equals, text = (part.strip() for part in item.partition('='))
     if name not in defaults:
@@ -59,6 +60,8 @@ def parse_arg(arg: str | None, defaults: Mapping[str, Any] = ARGS, *,
     if not equals and not isinstance(defaults[name], bool):
       raise UserError(f"config: argument '{name}' needs a value: {name}={defaults[name]}")
     given[name] = _typed(name, text if equals else 'true', defaults[name])
+  if given.get('scenes') and given.get('folder'):
+    raise UserError("config: 'scenes' and 'folder' are two datasets; leave one out")
   small = runlocal if given.get('runlocal') else {}
   return mlc.ConfigDict({**defaults, **small, **given})
 
@@ -97,19 +100,19 @@ def image_ctx(res: int) -> str:
 
 
 def depth_pp(res: int, *, train: bool = False, raw: bool = False, ctx: bool = False, scenes: bool = False,
-             crops: bool = True) -> str:
+             crops: bool = True, folder: bool = False) -> str:
   """NYU depth. `raw`: for an evaluator, whose images are decoded and whose truth keeps its own size.
 
-  Validation takes the window of 426x560 pixels that the metric looks at (UViM's released protocol); `scenes` has no
-  such border.
+  Validation takes the window of 426x560 pixels that the metric looks at (UViM's released protocol); `scenes` and own
+  data (`folder`) have no such border. Own maps differ in size, which no batch can hold: the metric reads the files.
   """
   needs_labels = not (raw and ctx)  # stage I predicts from them; stage II from the image alone
   keys = ('image', *(['image_ctx'] if ctx else []), *(['labels'] if needs_labels else []),
-          *(['ground_truth'] if raw else []))
+          *(['ground_truth'] if raw and not folder else []))
   return join(
       '' if raw else 'decode', 'nyu_depth',
-      augment('image', 'labels', crops=crops) if train else ('' if scenes else 'nyu_eval_crop'),
-      'copy("labels", "ground_truth")' if raw else '',
+      augment('image', 'labels', crops=crops) if train else ('' if scenes or folder else 'nyu_eval_crop'),
+      'copy("labels", "ground_truth")' if raw and not folder else '',
       image_ctx(res) if ctx else '', f'resize({res})', resize_labels(res) if needs_labels else '',
       'value_range(-1, 1, key="image_ctx")' if ctx else '', 'value_range(-1, 1)', keep(*keys))
 
@@ -157,20 +160,22 @@ def panoptic_planes(arg: mlc.ConfigDict) -> dict[str, tuple[int, int]]:
   pixels = arg.patch ** 2
   if arg.scenes:
     return {'semantics': (SCENES_CLASSES, pixels), 'instances': (SCENES_INSTANCES, pixels)}
+  if arg.segments:
+    return {'semantics': (arg.segments + 1, pixels), 'instances': (arg.instances + 1, pixels)}
   return {'semantics': (133 + 1, pixels), 'instances': (100, pixels)}
 
 
-def panoptic_evals(config: mlc.ConfigDict, pp: str, *, scenes: bool) -> None:
-  """Both listings' three evaluators: seen images, held-out ones, validation; for `scenes` the last."""
+def panoptic_evals(config: mlc.ConfigDict, pp: str, *, scenes: bool, folder: bool = False) -> None:
+  """Both listings' three evaluators: seen images, held-out ones, validation; for `scenes` and own data the last."""
   base = mlc.ConfigDict(dict(pp=pp, log_steps=10_000))
   config.evals = [('panoptic_train', 'coco_panoptic'), ('panoptic_holdout', 'coco_panoptic'),
                   ('panoptic_val', 'coco_panoptic')]
   splits = {'panoptic_train': ('coco_panoptic_train/', 'train[4096:8192]'),
             'panoptic_holdout': ('coco_panoptic_holdout/', 'train[:4096]'),
             'panoptic_val': ('coco_panoptic/', 'validation')}
-  if scenes:
+  if scenes or folder:
     config.evals = config.evals[2:]
-    base.metric = dict(dataset='scenes')
+    base.metric = dict(dataset='scenes') if scenes else dict(categories=[])   # own ones are read from the data
   for name, _ in config.evals:
     config[name] = mlc.ConfigDict(base)
     config[name].prefix, config[name].split = splits[name]
@@ -187,18 +192,19 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, ctx: bool = False
   config.train_split, config.val_split = 'train', 'validation'
   config.pp_modules = PP_MODULES
   config.pp_train = depth_pp(arg.res, train=True, ctx=ctx, crops=not mirror_only(arg))
-  config.pp_eval = depth_pp(arg.res, ctx=ctx, scenes=arg.scenes)
+  config.pp_eval = depth_pp(arg.res, ctx=ctx, scenes=arg.scenes, folder=arg.folder)
 
 
 def depth_eval(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, ctx: bool = False, binned: bool = True) -> None:
   """The metric at its own size: on NYU the window of UViM's released code, on `scenes` the whole image.
 
-  The small recipe on `scenes` predicts the mean over its few bins; the paper's takes the best bin.
+  The small recipe on `scenes` and own data predicts the mean over its few bins; the paper's takes the best bin.
   """
-  add_eval(config, 'depth_val', 'nyu_depth', pp=depth_pp(arg.res, raw=True, ctx=ctx, scenes=arg.scenes),
-           split='validation', log_steps=2000, prefix='nyu_depth/',
-           metric=dict(preset='plain' if arg.scenes else 'nyu_uvim'))
-  if binned and arg.scenes and arg.runlocal:
+  add_eval(config, 'depth_val', 'nyu_depth', split='validation', log_steps=2000, prefix='nyu_depth/',
+           pp=depth_pp(arg.res, raw=True, ctx=ctx, scenes=arg.scenes, folder=arg.folder),
+           metric=dict(preset='plain' if arg.scenes or arg.folder else 'nyu_uvim'))
+  own_data.depth(config, arg)
+  if binned and (arg.scenes or arg.folder) and arg.runlocal:
     config.depth_val.pred_kw = dict(task_options=dict(estimate='mean'))
 
 
@@ -301,11 +307,15 @@ def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, singlehost: tuple[int, 
     config.batch_size, config.num_epochs = singlehost
   if arg.scenes:
     config.update(dataset='scenes', train_split='train', val_split='validation')
+  if arg.folder:
+    own_data.splits(config, arg)
   if arg.runlocal:
     (shrink_stage_two if stage_two else shrink_training)(config, arg)
     shrink_tokenizer(net)
-    if arg.scenes:
+    if arg.scenes or arg.folder:
       scenes_runlocal(config, net, warm_start=stage_two)
+    if arg.scenes:
+      config.dataset = 'scenes/mini'
   return config
 
 
@@ -324,10 +334,11 @@ def shrink_training(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps:
   config.shuffle_buffer_size = 1000
   config.log_eval_steps = config.checkpoint_steps = total_steps // 2
   config.keep_checkpoint_steps = total_steps
-  config.val_split = SHORT_SPLITS.get(config.val_split, config.val_split) if not arg.scenes else config.val_split
+  whole = arg.scenes or arg.folder
+  config.val_split = config.val_split if whole else SHORT_SPLITS.get(config.val_split, config.val_split)
   for name, _ in config.evals:
     config[name].log_steps = total_steps // 2
-    if not arg.scenes:
+    if not whole:
       config[name].split = SHORT_SPLITS.get(config[name].split, config[name].split)
 
 
@@ -346,7 +357,6 @@ def scenes_runlocal(config: mlc.ConfigDict, net: mlc.ConfigDict, *, warm_start: 
   that forgets in fifty steps is used in full after two minutes, and an image encoder started from the base model's
   stands in for ImageNet-21k weights.
   """
-  config.dataset = 'scenes/mini'
   net.update(bottleneck_resize=True, code_dropout='random', dict_momentum=0.95)
   config.optax_name = 'scale_by_adam'
   config.optax = mlc.ConfigDict(dict(b1=0.9, b2=0.95))

@@ -4,8 +4,8 @@ from typing import Any
 
 import ml_collections as mlc
 
-from configs import common
-from uvim_like.errors import unknown
+from configs import common, own_data
+from uvim_like.errors import UserError, unknown
 
 TASKS = ('boxes', 'masks', 'keypoints', 'captions')
 # `task` trains one task alone; `code` is the released code's form where it differs from the paper.
@@ -30,10 +30,17 @@ def base(arg: mlc.ConfigDict, *, system: str = 'mad.decoder') -> mlc.ConfigDict:
 
 
 def tasks(arg: mlc.ConfigDict) -> tuple[str, ...]:
-  """All four, or the one that the argument `task` names."""
+  """All four, or the one that the argument `task` names; those of own data that it has."""
   if arg.task != 'all' and arg.task not in TASKS:
     raise unknown('task', arg.task, ('all', *TASKS), where='config: task')
-  return TASKS if arg.task == 'all' else (arg.task,)
+  wanted = TASKS if arg.task == 'all' else (arg.task,)
+  if not own_data.is_read(arg):
+    return wanted
+  there = [task for task, has in zip(TASKS, (arg.objects, arg.outlines, arg.joints, arg.pieces)) if has]
+  if not set(wanted) & set(there):
+    raise UserError(f"config: task '{arg.task}' is not in the data, which has "
+                    f"{', '.join(there) or 'no objects and no captions'}")
+  return tuple(task for task in wanted if task in there)
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
@@ -41,10 +48,11 @@ def tasks(arg: mlc.ConfigDict) -> tuple[str, ...]:
 
 def sizes(arg: mlc.ConfigDict, canvas: int) -> dict[str, Any]:
   """Canvas, object slots, side of the masks and text model of the data."""
-  text = 'scenes' if arg.scenes else COCO_TEXT
+  text = 'scenes' if arg.scenes else arg.text or COCO_TEXT
   if arg.runlocal:
     return dict(canvas=SIZE, slots=12, side=8, text=text)
-  return dict(canvas=SCENES_SIZE if arg.scenes else canvas, slots=20 if arg.scenes else 100, side=16, text=text)
+  slots = 20 if arg.scenes else max(10, min(arg.slots, 100)) if arg.slots else 100   # ten are trained at least
+  return dict(canvas=SCENES_SIZE if arg.scenes else canvas, slots=slots, side=16, text=text)
 
 
 def pp(arg: mlc.ConfigDict, moves: str, size: dict[str, Any], *, raw: bool = False, truth: bool = True) -> str:
@@ -57,13 +65,26 @@ def pp(arg: mlc.ConfigDict, moves: str, size: dict[str, Any], *, raw: bool = Fal
     raw: images come decoded.
     truth: keep the annotations too.
   """
-  keys = ('boxes', 'box_labels', 'box_masks', 'keypoints', 'captions') if truth else ()
-  objects = common.join('panoptic_masks' if arg.scenes else '', 'instances') if truth else ''
-  masks = f'box_masks({size["side"]})' if truth else ''
-  words = f'tokenize_captions("{size["text"]}")' if truth else ''
+  has = held(arg) if truth else {}
+  keys = tuple(key for key, there in has.items() if there)
+  parts = (('masks', 'box_masks'), ('keypoints', 'keypoints'))
+  less = ', '.join(f'{name}=False' for name, key in parts if not has.get(key))
+  objects = common.join('panoptic_masks' if arg.scenes else '', f'instances({less})' if less else 'instances')
+  if not has.get('boxes'):
+    objects = ''
+  masks = f'box_masks({size["side"]})' if has.get('box_masks') else ''
+  words = f'tokenize_captions("{size["text"]}")' if has.get('captions') else ''
   return common.join('' if raw else 'decode', objects, moves, masks, words, f'canvas({size["canvas"]})',
-                     f'pad_instances({size["slots"]})' if truth else '', 'value_range(-1, 1)',
+                     f'pad_instances({size["slots"]})' if objects else '', 'value_range(-1, 1)',
                      common.keep('image', 'valid_size', *keys))
+
+
+def held(arg: mlc.ConfigDict) -> dict[str, bool]:
+  """Entry of the batch -> whether the data has it; own data may lack any."""
+  everything = not own_data.is_read(arg)
+  return dict(boxes=everything or bool(arg.objects), box_labels=everything or bool(arg.objects),
+              box_masks=everything or arg.outlines, keypoints=everything or bool(arg.joints),
+              captions=everything or bool(arg.pieces))
 
 
 def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, train: str, test: str, canvas: int = CANVAS) -> None:
@@ -77,6 +98,10 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, train: str, test: str, 
     canvas: of COCO.
   """
   size = sizes(arg, canvas)
+  if own_data.is_read(arg) and arg.long < 1333 and 'resize_short' in test:   # no larger than the pictures are
+    short, long = min(800, arg.short), min(1333, arg.long)
+    size['canvas'] = size['canvas'] if arg.runlocal else -(-long // 32) * 32
+    train, test = f'random_flip|resize_short({short}, {long})', f'resize_short({short}, {long})'
   if arg.scenes:
     config.dataset = 'scenes/mini' if arg.runlocal else 'scenes'
     config.train_split, config.val_split = 'train', 'validation'
@@ -86,6 +111,8 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, train: str, test: str, 
     config.train_split, config.val_split = 'train2017_annotated', 'val2017'
     if arg.runlocal:
       train, test = f'random_flip|fit({SIZE})', f'fit({SIZE})'
+    if arg.folder:
+      config.update(dataset='folder', train_split=arg.train, val_split=arg.val)
   config.pp_train, config.pp_eval = pp(arg, train, size), pp(arg, test, size)
   wanted = tasks(arg)
   kinds = tuple(task for task in wanted if task != 'captions')
@@ -93,6 +120,10 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, train: str, test: str, 
     # A model that detects needs the picture alone; others get the true boxes, as no paper says what else.
     add_eval(config, 'objects_val', 'coco_instances', pp(arg, test, size, raw=True, truth='boxes' not in kinds),
              prefix='coco/', metric=dict(kinds=kinds), pred_kw=dict(tasks=kinds))
+    if arg.folder:
+      config.objects_val.metric.dataset = 'coco_instances'   # whose features own objects have
+      if arg.person:
+        config.objects_val.metric.person = arg.person
   if 'captions' in wanted:
     add_eval(config, 'captions_val', 'captions', pp(arg, test, size, raw=True, truth=False), prefix='captions/',
              metric=dict(model=size['text']), pred_kw=dict(tasks=('captions',)))
@@ -108,8 +139,8 @@ def add_eval(config: mlc.ConfigDict, name: str, evaluator: str, text: str, **blo
 
 def network(config: mlc.ConfigDict, arg: mlc.ConfigDict, backbone: dict[str, Any], *, init: str) -> None:
   """Backbone, six layers each way, and the sequences; small: two and three layers on a few convolutions."""
-  words = SCENES_PIECES if arg.scenes else 11_421
-  classes = SCENES_THINGS if arg.scenes else 80
+  words = SCENES_PIECES if arg.scenes else arg.pieces or 11_421
+  classes = SCENES_THINGS if arg.scenes else arg.objects or 80
   config.sequences = dict(classes=classes, bins=500, text=words, queries=100, mask_side=16, joints=17,
                           caption_length=20, prompt_tokens=6 if arg.code else 1)
   config.objectives = dict(tasks=tasks(arg), mask_ratios=(1.0, 0.7))

@@ -5,12 +5,14 @@ from typing import Any
 
 import ml_collections as mlc
 
-from configs import common
+from configs import common, own_data
 from uvim_like.errors import unknown
 
 # `queries` is K. `phase`: pretrain (Taskonomy, or what stands in its place) or finetune (NYU).
 ARGS = dict(backbone='resnet50', phase='finetune', per_pixel=False, scenes=False, runlocal=False, res=0, queries=0)
 RUNLOCAL_ARGS = dict(backbone='tiny')
+# Pixels of own pictures: NYU's, and what two cores train on in minutes.
+NYU_AREA, SMALL_AREA = 480 * 640, 64 * 96
 PHASES = ('pretrain', 'finetune')
 
 # Drop rate of the last block: 1 - the keep probability of kMaX on COCO. PolyMaX does not state its own.
@@ -99,6 +101,9 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, raw: str, 
   config.train_split, config.val_split = 'train', 'validation'
   config.pp_modules = ['ops_general', 'ops_image', 'ops_augment', 'ops_labels', 'proj.uvim.pp_ops']
   size = f'resize_all({arg.res})' if arg.res else ''
+  if arg.folder:
+    own(config, arg, labels=labels, train=train, flip=flip)
+    return
   tail = common.join(labels, 'value_range(-1, 1)')
   small = arg.scenes or arg.runlocal
   config.pp_train = common.join('decode', f'decode(key="{raw}")' if raw not in ('depth',) else '', '' if small else train,
@@ -107,17 +112,45 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, raw: str, 
                                common.keep('image', 'labels'))
 
 
+def own(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, train: str, flip: str) -> None:
+  """The same for own data: the recipe's sizes in the proportions of the pictures, the recipe's augmentation.
+
+  Pictures are stretched to one size: padding would count in the metric, which resizes predictions to the file's size.
+  """
+  size = own_pixels(arg)
+  tail = common.join(labels, 'value_range(-1, 1)', common.keep('image', 'labels'))
+  config.pp_train = common.join('decode', flip, resized(train, size), tail)
+  config.pp_eval = common.join('decode', f'resize_all({size})', tail)
+  own_data.splits(config, arg)
+
+
+def own_pixels(arg: mlc.ConfigDict) -> tuple[int, int]:
+  """(H, W) of own pictures in training: `res`, else as many pixels as the recipe's, in their proportions."""
+  return (arg.res, arg.res) if arg.res else own_data.size(arg, SMALL_AREA if arg.runlocal else NYU_AREA)
+
+
+def resized(train: str, size: tuple[int, int]) -> str:
+  """A recipe's augmentation for NYU's 480x640 pixels at another size, its window in proportion."""
+  height, width = size
+  window = tuple(max(32, side * 13 // 15 // 32 * 32) for side in size)   # 416 of 480
+  return train.replace('(480, 640)', f'({height}, {width})').replace('(416, 544)', f'{window}')
+
+
 def evaluator(config: mlc.ConfigDict, arg: mlc.ConfigDict, name: str, kind: str, *, labels: str, metric: Mapping[str, Any],
               prefix: str) -> None:
   """One evaluator whose truth keeps its own size."""
   pp = common.join(labels, 'copy("labels", "ground_truth")', f'resize({arg.res})' if arg.res else '',
                    'value_range(-1, 1)', common.keep('image', 'ground_truth'))
   common.add_eval(config, name, kind, pp=pp, split='validation', log_steps=5000, prefix=prefix, metric=dict(metric))
+  if arg.folder:   # the metric reads the files: maps of their own sizes are no batch
+    config[name].pp = common.join(f'resize({own_pixels(arg)})', 'value_range(-1, 1)', common.keep('image'))
+    config[name].split = arg.val
 
 
-def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 900) -> mlc.ConfigDict:
+def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1200) -> mlc.ConfigDict:
   """`runlocal`: a narrow network and a few minutes of two CPU cores."""
   if arg.runlocal:
+    total_steps = total_steps // 2 if arg.folder else total_steps   # own pictures are half as large again
     config.model.update(NARROW_PIXEL if arg.per_pixel else NARROW)
     config.total_steps, config.batch_size = total_steps, 32
     config.lr, config.wd = 2e-3, 1e-4

@@ -38,7 +38,7 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None,
       raise UserError(f"dataset '{dataset}' needs data_dir=… (or '{kind}:<path>')")
     module, _, function = FOLDERS[kind].partition(":")
     opened = getattr(importlib.import_module(f"pp_ops.{module}"), function or "open_split")
-    return opened(epath.Path(root), split, skip_decode=skip_decode)
+    return opened(epath.Path(root).expanduser(), split, skip_decode=skip_decode)
   if dataset.partition("/")[0] == "scenes":
     prepared = sources_scenes.prepared_path(dataset, data_dir)
     if prepared is None:

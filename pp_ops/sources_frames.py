@@ -12,8 +12,8 @@ from etils import epath
 
 from pp_ops.files import image_size, open_image, read_bytes
 from pp_ops.source import Source, Specs, count, locate, split_spans
-from pp_ops.sources_folder import read_colors, read_depth
 from uvim_like.errors import UserError
+from uvim_like.own_data.maps import read_colors, read_depth
 
 SPECS = {"depth": tf.TensorSpec([None, None], tf.float32), "normals": tf.TensorSpec([None, None, 3], tf.uint8)}
 Reader = Callable[[epath.Path], np.ndarray]

@@ -10,8 +10,8 @@ from etils import epath
 
 from pp_ops import sources_frames
 from pp_ops.source import Source, Specs, count, locate, split_spans
-from pp_ops.sources_folder import read_colors
 from uvim_like.errors import UserError
+from uvim_like.own_data.maps import read_colors
 from uvim_like.tasks import nyu40
 
 LABELLED = "nyu_depth_v2_labeled.mat"

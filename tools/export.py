@@ -1,157 +1,299 @@
-"""A training's weights as a file: `python -m tools.export --workdir=D --format=npz --out=O.npz [--step=N]`."""
+"""A training as files that others can use: `python -m tools.export --workdir=D --format=npz,stablehlo --out=O`.
+
+  npz          parameters and state in big_vision's layout
+  safetensors  the same with config, normalisation, class names and card in its metadata, and as JSON beside it
+  hf           the image backbone in the hub's layout: model.safetensors and config.json
+  stablehlo    a folder with program, weights, card, run.py: uint8 pixels to the task's maps, with jax and numpy alone
+  savedmodel   the same as a TensorFlow SavedModel, which takes encoded pictures as well
+
+Weights are read again, and must be the same bits. Programs are run again in a process of their own, and compared with
+the run's own preprocessing and prediction. What differs is removed, and the exit status is 1. `--check=PATH` does this
+for what was exported before; damaged bytes fail it. Exit status 2 is a mistake, in one line.
+"""
 
 import argparse
-import logging
+import contextlib
+import json
+import os
 import pathlib
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from uvim_like import trees, weights
-from uvim_like.errors import UserError, unknown
-from uvim_like.systems.base import Vars
-from uvim_like.training import checkpoint
-
-FORMATS = ("npz",)
-log = logging.getLogger(__name__)
+from tools.exporting import export_card, export_flags, export_weights
+from tools.exporting.export_flags import FILES, PROGRAMS, SUFFIXES
+from uvim_like.errors import UserError
+from uvim_like.training import trained as runs
+from uvim_like.training import workdir as workdirs
 
 
-class _Parser(argparse.ArgumentParser):
-  """Reports mistakes as UserError, so that they end like all others: one line."""
-
-  def error(self, message):
-    raise UserError(message)
+class Failed(Exception):
+  """An artefact that is not what it should be; the text is told, and the exit status is 1."""
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Flags, checked.
-
-  Raises:
-    UserError: naming the flag and the nearest valid value.
-  """
-  parser = _Parser(prog="python -m tools.export", description=__doc__, allow_abbrev=False)
-  parser.add_argument("--workdir", required=True, help="folder of a training")
-  parser.add_argument("--format", default="npz", help=f"one of {', '.join(FORMATS)}")
-  parser.add_argument("--out", required=True, help="file to write")
-  parser.add_argument("--step", default=None, help="a checkpoint's step; default: the newest that can be read")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
-  flags = parser.parse_args(argv)
-  if flags.format not in FORMATS:
-    raise unknown("value", flags.format, FORMATS, where="--format")
-  if not flags.out.endswith(".npz"):
-    raise UserError(f"--out: '{flags.out}' is no .npz file name; did you mean '{flags.out.rstrip('/')}.npz'?")
-  if flags.step is not None and not (flags.step.isascii() and flags.step.isdigit()):
-    raise UserError(f"--step: '{flags.step}' is no whole number")
-  flags.step = None if flags.step is None else int(flags.step)
-  flags.workdir, flags.out = pathlib.Path(flags.workdir).expanduser(), pathlib.Path(flags.out).expanduser()
-  return flags
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def stored_shapes(workdir: pathlib.Path, step: int) -> Any:
-  """What a checkpoint holds, as a nested dict of shapes on this host's memory: no config, no model, no accelerator.
+def targets(flags: argparse.Namespace) -> dict[str, pathlib.Path]:
+  """{format: what to write}; UserError for a place that holds something else."""
+  several = len(flags.format) > 1
+  found = {name: flags.out / FILES[name] if several else flags.out for name in dict.fromkeys(flags.format)}
+  for name, path in found.items():
+    if name in SUFFIXES and path.is_dir():
+      raise UserError(f"--out: {path} is a folder; a file name such as {path / FILES[name]} is wanted")
+    if name not in SUFFIXES and path.exists() and not _is_artefact(path):
+      raise UserError(f"--out: {path} exists and is no export; give another place")
+  return found
 
-  Raises:
-    UserError: its description is damaged.
-  """
-  place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+def _is_artefact(path: pathlib.Path) -> bool:
+  """Whether a folder may be replaced: empty, or an export itself. A model that came from the hub is not ours."""
+  if not path.is_dir():
+    return False
+  marks = ((export_card.CARD, "kind"), (export_weights.CONFIG, export_weights.OURS))
+  return not any(path.iterdir()) or any(key in _object(path / name) for name, key in marks)
+
+
+def _object(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object; {} where there is none."""
   try:
-    with ocp.training.Checkpointer(workdir.absolute() / checkpoint.FOLDER) as reader:
-      tree = reader.checkpointables_metadata(step).metadata["state"]
-  except checkpoint.READ_ERRORS as error:
-    raise UserError(f"{workdir / checkpoint.FOLDER / str(step)}: its description cannot be read "
-                    f"({type(error).__name__})") from error
-  if not tree:
-    raise UserError(f"{workdir / checkpoint.FOLDER / str(step)}: its description is missing or unreadable")
-  return trees.unflatten_names({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-                                for name, leaf in trees.flatten_names(tree)})
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
-def read_checkpoint(workdir: pathlib.Path, step: int | None = None) -> tuple[Vars, int, bool]:
-  """The variables to use of a checkpoint: the averaged parameters where the training kept them.
+@contextlib.contextmanager
+def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A place of the same name to write to; what is there at the end takes the place of `path`, if nothing was raised."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as name:
+    room = pathlib.Path(name)
+    yield room / path.name
+    for made in sorted(room.iterdir()):
+      target = path.parent / made.name
+      if target.is_dir():
+        shutil.rmtree(target)
+      os.replace(made, target)
 
-  Args:
-    workdir: of the training.
-    step: exactly this one; None: the newest that is whole.
 
-  Returns:
-    Variables as numpy arrays, the step, and whether the parameters are averaged.
+def run(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+  """Writes what is asked for.
 
   Raises:
-    UserError: no checkpoints, no such step, none that can be read.
+    UserError: see `uvim_like.training.trained`; a format that this run does not have.
+    Failed: what was written is not what the run is; it is gone again.
   """
+  wanted = targets(flags)
+  check_workdir(flags.workdir)
+  for name, path in wanted.items():
+    if name in PROGRAMS:
+      write_program(flags, overrides, name, path)
+    else:
+      write_weights(flags, overrides, name, path)
+
+
+def check_workdir(workdir: pathlib.Path) -> None:
+  """Raises UserError when there is no such folder."""
   if not workdir.is_dir():
     raise UserError(f"--workdir: no folder {workdir}")
-  with checkpoint.Checkpoints(workdir) as saved:
-    steps = saved.steps()
-    if not steps:
-      raise UserError(f"--workdir: no checkpoints in {workdir}")
-    if step is not None and step not in steps:
-      raise unknown("step", str(step), map(str, steps), where="--step")
-    failures = []
-    for candidate in reversed(steps if step is None else [step]):
-      try:
-        restored = saved.restore(stored_shapes(workdir, candidate), candidate)
-      except UserError as error:
-        log.warning("passing over a damaged checkpoint: %s", error)
-        failures.append(str(error))
-        continue
-      return variables_of(restored.state), candidate, "ema" in restored.state
-  raise UserError(f"{workdir}: no checkpoint can be read: {'; '.join(failures)}")
 
 
-def variables_of(state: dict[str, Any]) -> Vars:
-  """The variables in the nested dict of a stored `TrainState`, on the host."""
-  params = state["ema"] if "ema" in state else state["vars"]["params"]
-  return jax.device_get(Vars(params, state["vars"].get("state", {})))
-
-
-def largest_difference(variables: Vars, loaded: dict[str, Any]) -> float:
-  """Largest absolute difference of any number in the file; equal bits differ by 0, whatever they mean.
-
-  Raises:
-    UserError: the file has other names, shapes or types.
-  """
-  want = dict(trees.flatten_names({"params": variables.params, "state": variables.state}))
-  have = dict(trees.flatten_names(loaded))
-  described = [{name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()} for tree in (have, want)]
-  if text := checkpoint.diff_text(*described):
-    raise UserError(f"what was written is not what is read back: {text}")
-  differences = [np.max(np.abs(have[name].astype(np.float64) - np.asarray(leaf).astype(np.float64)))
-                 for name, leaf in want.items() if have[name].tobytes() != np.asarray(leaf).tobytes()]
-  return float(max(differences, default=0.0))
-
-
-def run(flags: argparse.Namespace) -> float:
-  """Writes the file, reads it again, says what it holds; returns the largest difference.
-
-  Raises:
-    UserError: see `read_checkpoint`.
-  """
-  variables, step, averaged = read_checkpoint(flags.workdir, flags.step)
-  weights.save_vars(flags.out, variables)
-  difference = largest_difference(variables, weights.load_npz(flags.out))
-  leaves = jax.tree.leaves(variables.params)
-  kind = "averaged parameters" if averaged else "parameters"
-  print(f"wrote {flags.out}: step {step}, {sum(leaf.size for leaf in leaves):,} {kind} in {len(leaves)} arrays, "
-        f"{len(jax.tree.leaves(variables.state))} arrays of state")
+def write_weights(flags: argparse.Namespace, overrides: Sequence[str], name: str, path: pathlib.Path) -> None:
+  """One of the formats that hold arrays alone, read again before it is in its place."""
+  stored = runs.read_variables(flags.workdir, flags.step)
+  config = None if name == "npz" else runs.read_config(flags.workdir, overrides)
+  with staged(path) as room:
+    left_out: Sequence[str] = ()
+    if name == "npz":
+      export_weights.write_npz(room, stored.vars)
+    elif name == "safetensors":
+      card = export_card.about(config, stored.step, flags.workdir, averaged=stored.averaged)
+      export_weights.write_safetensors(room, export_weights.named(stored.vars), card)
+    else:
+      left_out = export_weights.write_hf(room, config, stored.vars)
+    difference = reread(name, room, config, stored)
+    if difference:
+      raise Failed(f"{path}: differs by {difference:g} after reading it back; it is removed")
+  leaves = jax.tree.leaves(stored.vars.params)
+  kind = "averaged parameters" if stored.averaged else "parameters"
+  what = (f"{sum(leaf.size for leaf in leaves):,} {kind} in {len(leaves)} arrays, "
+          f"{len(jax.tree.leaves(stored.vars.state))} arrays of state" if name != "hf" else "the backbone")
+  print(f"wrote {path}: step {stored.step}, {what}")
+  if left_out:
+    print(f"left out, since the hub's layout has no names for them: {len(left_out)} arrays, e.g. {left_out[0]}")
   print(f"maximal difference after reading it back: {difference:g}")
-  return difference
+
+
+def reread(name: str, path: pathlib.Path, config: Any, stored: runs.Stored) -> float:
+  """Largest difference of a weights file from a checkpoint; 0 when all bits are equal.
+
+  Raises:
+    Failed: it holds other arrays, or another card.
+    UserError: it cannot be read.
+  """
+  try:
+    if name == "hf":
+      want, have = export_weights.read_hf(path, config, stored.vars)
+    else:
+      want = export_weights.named(stored.vars)
+      have = export_weights.read_npz(path) if name == "npz" else _with_card(path)
+    return export_weights.largest_difference(want, have)
+  except UserError as error:
+    raise Failed(str(error)) from error
+
+
+def _with_card(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of a .safetensors file whose card is that of the JSON beside it."""
+  arrays, card = export_weights.read_safetensors(path)
+  if export_weights.read_json(path) != card:
+    raise UserError(f"{export_weights.json_path(path)}: is not the card in {path.name}")
+  return arrays
+
+
+def write_program(flags: argparse.Namespace, overrides: Sequence[str], name: str, path: pathlib.Path) -> None:
+  """One of the formats that run, run again before it is in its place."""
+  from tools.exporting import export_check, export_function, export_program, export_savedmodel
+  if name == "savedmodel":
+    export_savedmodel.check_available()
+  run_ = runs.restore(flags.workdir, step=flags.step, overrides=overrides)
+  views = export_function.select(run_.config, flags.view)[1]
+  pictures, source = export_check.pictures_of(run_, views[0])
+  function = export_function.make(run_, view=flags.view, size=flags.input_size, full_size=flags.full_size,
+                                  picture=pictures[0].shape[:2])
+  lowered = export_function.lower(function)
+  writer = export_program if name == "stablehlo" else export_savedmodel
+  with staged(path) as room:
+    card = writer.write(room, function, lowered, run_)
+    print(f"{name}: step {run_.step}, pixels uint8 {list(lowered.shape)} -> {', '.join(card['outputs'])}")
+    if others := export_function.beside(run_.config, function.views):
+      print(f"  evaluations that are not in it: {', '.join(others)}; --view=NAME exports one of them")
+    for line in lowered.refused:
+      print(f"  a size stays fixed: {line}")
+    results = compared(run_, function, room, card, pictures, source, tolerance=flags.tolerance, shape=lowered.shape)
+    if not all(result.passed for result in results):
+      worst = max(results, key=lambda result: result.largest if not result.passed else -1.0)
+      raise Failed(f"{path}: '{worst.name}' differs from the run's own prediction: max abs difference "
+                   f"{worst.largest:.3g}, {100 * worst.share:.4g} % within {worst.allowed:.1e}; it is removed")
+    export_program.finish(room, card, results)
+  print(f"wrote {path}")
+
+
+def compared(run_: runs.Trained, function: Any, folder: pathlib.Path, card: Any, pictures: Sequence[np.ndarray],
+             source: str, *, tolerance: float | None, shape: Sequence[str | int]) -> list[Any]:
+  """The artefact's answers beside the run's own, told line by line."""
+  from tools.exporting import export_check
+  pictures = export_check.suited(pictures, function.size, function.largest)
+  calls = export_check.calls_of(pictures, shape)
+  relative, needed = export_check.tolerances(run_.config, tolerance)
+  want = export_check.references(run_, function, calls)
+  try:
+    got = export_check.run_alone(folder, calls)
+  except export_check.NotRunning as error:
+    raise Failed(f"{folder.name} does not run: {error}") from error
+  results = export_check.compare(got, want, relative=relative, needed=needed)
+  sizes = ", ".join(str(list(call.shape)) for call in calls)
+  print(f"compared in a process of its own with the run's preprocessing and prediction, on {source}, as {sizes}:")
+  for result in results:
+    print(result.line())
+  if chosen := export_check.chosen(run_.config):
+    print(f"  ({card['system']} chooses {chosen}: a near tie may fall differently in two programs, so "
+          f"{100 * needed:g} % of the values must agree)")
+  return results
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def check(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+  """Compares an artefact with its run.
+
+  Raises:
+    UserError: no artefact there; no such run.
+    Failed: it is damaged, or is not what the run is.
+  """
+  path = flags.check
+  check_workdir(flags.workdir)
+  if not path.exists():
+    raise UserError(f"--check: there is no {path}")
+  if path.suffix in SUFFIXES.values() or (path / export_weights.MODEL).is_file():
+    name = {suffix: kind for kind, suffix in SUFFIXES.items()}.get(path.suffix, "hf")
+    check_weights(flags, overrides, name, path)
+  elif (path / export_card.CARD).is_file():
+    check_program(flags, overrides, path)
+  else:
+    raise UserError(f"--check: {path} is no export: no {' or '.join(SUFFIXES.values())} file, and no folder with "
+                    f"{export_card.CARD} or {export_weights.MODEL}")
+  print(f"{path}: equals the run")
+
+
+def check_weights(flags: argparse.Namespace, overrides: Sequence[str], name: str, path: pathlib.Path) -> None:
+  """Compares arrays, bit by bit, with the checkpoint that they are of: --step, or the card's, or the newest."""
+  stored = runs.read_variables(flags.workdir, flags.step)
+  step = _step_of(path) if name == "safetensors" and flags.step is None else None
+  if step not in (None, stored.step):
+    stored = runs.read_variables(flags.workdir, step)
+  config = None if name == "npz" else runs.read_config(flags.workdir, overrides)
+  difference = reread(name, path, config, stored)
+  if difference:
+    raise Failed(f"{path}: differs from step {stored.step} of {flags.workdir} by {difference:g}")
+  print(f"maximal difference from step {stored.step}: 0")
+
+
+def _step_of(path: pathlib.Path) -> int | None:
+  try:
+    card = export_weights.read_safetensors(path)[1]
+  except UserError as error:
+    raise Failed(str(error)) from error
+  return card.get("trained", {}).get("step")
+
+
+def check_program(flags: argparse.Namespace, overrides: Sequence[str], path: pathlib.Path) -> None:
+  """Compares checksums, then runs the artefact beside the run."""
+  from tools.exporting import export_check, export_function
+  try:
+    card = export_card.read(path)
+  except UserError as error:
+    raise Failed(str(error)) from error
+  if text := export_card.damage(path, card):
+    raise Failed(f"{path}: {text}")
+  run_ = runs.restore(flags.workdir, step=flags.step, overrides=overrides)
+  if flags.step is None and run_.step != card["trained"]["step"]:
+    run_ = runs.restore(flags.workdir, step=card["trained"]["step"], overrides=overrides)
+  views = [entry["view"] for entry in card["prediction"]]
+  pictures, source = export_check.pictures_of(run_, export_function.select(run_.config, views[0])[1][0])
+  function = export_function.make(run_, view=views[0] if len(views) == 1 else None,
+                                  size=card["size"] and tuple(card["size"]), full_size=card["full_size"],
+                                  picture=pictures[0].shape[:2])
+  results = compared(run_, function, path, card, pictures, source, tolerance=flags.tolerance,
+                     shape=card["inputs"]["pixels"]["shape"])
+  if bad := [result for result in results if not result.passed]:
+    worst = max(bad, key=lambda result: result.largest)
+    raise Failed(f"{path}: '{worst.name}' differs from the run's own prediction: max abs difference "
+                 f"{worst.largest:.3g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; exit code 0, 1 when the file differs from the checkpoint, 2 after a person's mistake."""
+  """Runs the command; exit status 0, 1 where an artefact is not what the run is, 2 after a person's mistake."""
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
-    return int(run(parse(argv)) != 0)
-  except UserError as error:
-    if "--debug" in argv:
-      raise
+    flags, overrides = export_flags.parse(argv, description=__doc__)
+    (check if flags.check else run)(flags, overrides)
+  except Failed as error:
     print(f"export: {error}", file=sys.stderr)
+    return 1
+  except (UserError, OSError) as error:
+    reason = None if isinstance(error, UserError) else workdirs.disk_reason(error)
+    if "--debug" in argv or not (reason or isinstance(error, UserError)):
+      raise
+    print(f"export: {f'{error.filename or flags.out}: {reason}' if reason else error}", file=sys.stderr)
     return 2
+  return 0
 
 
 if __name__ == "__main__":

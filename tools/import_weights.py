@@ -1,4 +1,9 @@
-"""Foreign weights to ours: `python -m tools.import_weights --from=big_vision --src=S --config=C --out=O`."""
+"""Foreign weights to ours: `python -m tools.import_weights --from=big_vision --src=S --config=C --out=O`.
+
+  --from=big_vision   .npz files of UViM's release and of ViTs, and our own
+  --from=ait          AiT's state dicts: a solver, a tokenizer (a file of its own, or inside a solver's), a SimMIM
+                      backbone (--part=encoder); as .pth or .pt of torch.save, .safetensors or .npz
+"""
 
 import argparse
 import pathlib
@@ -10,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tools import import_ait
 from uvim_like import config as configs
 from uvim_like import names, trees, weights
 from uvim_like.config_schema import task_of
@@ -19,7 +25,8 @@ from uvim_like.systems.fields import build
 from uvim_like.systems.uvim import lm, pretrained
 from uvim_like.tasks.base import bind
 
-FORMATS = ("big_vision",)
+FORMATS = ("big_vision", "ait")
+ANY_SIZE = (64, 64)  # of an image, for models that take any and whose arrays do not depend on it
 PARTS = ("all", "encoder", "base_model")
 
 
@@ -38,13 +45,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
   """
   spec, overrides, rest = configs.split_argv(argv)
   parser = _Parser(prog="python -m tools.import_weights", description=__doc__, allow_abbrev=False,
+                   formatter_class=argparse.RawDescriptionHelpFormatter,
                    epilog="--config=FILE.py[:arguments] and --config.key=value say which model the weights are for.")
   parser.add_argument("--from", dest="format", required=True, help=f"whose layout: {', '.join(FORMATS)}")
-  parser.add_argument("--src", required=True, help=".npz file, workdir or published name")
+  parser.add_argument("--src", required=True, help="file, workdir or published name")
   parser.add_argument("--out", required=True, help=".npz file to write")
   parser.add_argument("--dont_load", default="", help="regexes of names that keep their initial value, with commas")
   parser.add_argument("--part", default="all", help="what the source is: all, or, for a language model, encoder "
-                      "(a ViT) or base_model (a stage I); the rest keeps its initial value")
+                      "(a ViT) or base_model (a stage I), for AiT's solver encoder (a backbone); the rest keeps "
+                      "its initial value")
   parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   flags = parser.parse_args(rest)
   for value, choices, flag in ((flags.format, FORMATS, "--from"), (flags.part, PARTS, "--part")):
@@ -62,10 +71,11 @@ def batch_spec(config: Mapping[str, Any], batch_size: int = 1) -> dict[str, jax.
   """Shapes of a training batch of a config, without its data: image, labels and, with an oracle, image_ctx.
 
   Args:
-    config: has model.input_size, a task, and, in stage II, oracle.model.input_size (the labels' size there).
+    config: has a task and, where they matter, model.input_size and, in stage II, oracle.model.input_size (the labels'
+      size there).
     batch_size: B.
   """
-  size = tuple(config["model"]["input_size"])
+  size = tuple(config["model"].get("input_size") or ANY_SIZE)
   oracle = config.get("oracle")
   label_size = tuple(oracle["model"]["input_size"]) if oracle else size
   labels = bind(task_of(config), config).labels
@@ -85,8 +95,8 @@ def make_system(config: Mapping[str, Any]) -> System:
   return module.make(config)
 
 
-def fit(source: str, config: Mapping[str, Any], *, part: str = "all",
-        dont_load: Sequence[str] = ()) -> tuple[System, dict[str, Any], weights.Report, list[str]]:
+def fit(source: str, config: Mapping[str, Any], *, part: str = "all", dont_load: Sequence[str] = (),
+        form: str = "big_vision") -> tuple[System, dict[str, Any], weights.Report, list[str]]:
   """Reads a source under the names of the config's model and compares the two, in shapes only.
 
   Args:
@@ -94,6 +104,7 @@ def fit(source: str, config: Mapping[str, Any], *, part: str = "all",
     config: plain, checked.
     part: one of `PARTS`.
     dont_load: patterns of full names that keep their initial value.
+    form: one of `FORMATS`.
 
   Returns:
     The system, the loaded {"params", "state"}, the report, and all patterns that keep initial values.
@@ -103,6 +114,11 @@ def fit(source: str, config: Mapping[str, Any], *, part: str = "all",
   """
   system = make_system(config)
   shapes = as_tree(jax.eval_shape(system.init, jax.random.key(0), batch_spec(config)))
+  if form == "ait":
+    loaded = import_ait.read(source, config, shapes, part=part)
+    kept = [r"params/(?!backbone/).*"] if part == "encoder" else []
+    keep = full_patterns([*kept, *dont_load], shapes, loaded)
+    return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
   loaded = weights.load(source, where="--src")
   if part == "all":
     keep = full_patterns(dont_load, shapes, loaded)
@@ -163,7 +179,8 @@ def run(flags: argparse.Namespace, config: Any) -> None:
   """
   configs.check(config)
   config = configs.plain(config)
-  system, loaded, report, keep = fit(flags.src, config, part=flags.part, dont_load=flags.dont_load)
+  system, loaded, report, keep = fit(flags.src, config, part=flags.part, dont_load=flags.dont_load,
+                                     form=flags.format)
   print(report.text())
   if not report.fits:
     raise UserError(f"{flags.src}: does not fit the model of the config: {report.line()}; nothing is written "

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from tools import check_data, scenes_arrays
+from tools.checking import check_data
+from tools.rendering import instance_arrays, scenes_arrays
 from uvim_like import scenes
 from uvim_like.errors import UserError, unknown
 from uvim_like.scenes import stream
@@ -33,8 +34,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   """Flags of the command line, checked.
 
   Returns:
-    A namespace with command, out (Path), formats, config (name), size (H, W), counts {split: n}, tasks, workers,
-    file_format.
+    A namespace with command, out (Path), formats, config (name), size (H, W), counts {split: n}, tasks, slots, box_mask,
+    workers, file_format.
 
   Raises:
     UserError: naming the flag and the nearest valid value.
@@ -49,6 +50,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   make.add_argument("--num", default="", help="only these splits: train:8000,validation:400; default: the config's")
   make.add_argument("--task", default="depth", help=f"for npz: one of {', '.join(scenes_arrays.TASKS)}, "
                     f"and {scenes_arrays.INSTANCES} (boxes, masks, joints, captions) alone or beside it: depth,instances")
+  make.add_argument("--slots", default=str(instance_arrays.SLOTS), help="for npz instances: objects an image, at most")
+  make.add_argument("--box_mask", default=str(instance_arrays.BOX_MASK), help="for npz instances: pixels of a mask in its box")
   make.add_argument("--workers", default="2", help="processes that render")
   make.add_argument("--file_format", default="tfrecord", help=f"for tfds: one of {', '.join(FILE_FORMATS)}")
   commands.add_parser("check", help="list all that is wrong with a dataset; see check --help", add_help=False)
@@ -77,7 +80,8 @@ def _checked(flags) -> argparse.Namespace:
       command=flags.command, out=pathlib.Path(flags.out), formats=list(dict.fromkeys(formats)), config=flags.config,
       size=parse_size(flags.size) if flags.size else (base.size, base.size),
       counts=parse_counts(flags.num) if flags.num else dict(base.splits),
-      tasks=_tasks(flags.task), workers=_positive(flags.workers, "--workers"),
+      tasks=_tasks(flags.task), slots=_positive(flags.slots, "--slots"), box_mask=_positive(flags.box_mask, "--box_mask"),
+      workers=_positive(flags.workers, "--workers"),
       file_format=_one_of(flags.file_format, FILE_FORMATS, "--file_format"))
 
 
@@ -148,8 +152,9 @@ def make_scenes(flags: argparse.Namespace) -> list[pathlib.Path]:
 def _write_plain(flags, scratch, name, split, count) -> list[str]:
   rendered = _watched(stream.examples(split, count, size=flags.size, workers=flags.workers), count, f"{name} {split}")
   if name == "npz":
-    return scenes_arrays.write(rendered, count, scratch, split, tasks=flags.tasks)
-  from tools import scenes_files  # Pillow: npz does without
+    return scenes_arrays.write(rendered, count, scratch, split, tasks=flags.tasks, slots=flags.slots,
+                               box_mask=flags.box_mask)
+  from tools.rendering import scenes_files  # Pillow: npz does without
 
   writer = scenes_files.write_folder if name == "folder" else scenes_files.write_coco
   return writer(rendered, scratch, split)

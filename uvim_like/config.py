@@ -7,11 +7,12 @@ import ast
 import contextlib
 import importlib.util
 import inspect
+import logging
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections as mlc
@@ -19,11 +20,14 @@ import ml_collections as mlc
 from uvim_like.config_json import diff, from_json, plain, to_json
 from uvim_like.config_schema import EVAL_SCHEMA, SCHEMA, TEXT, check, eval_blocks, resolve, with_defaults
 from uvim_like.errors import UserError, suggest, unknown
+from uvim_like.own_data import form
+from uvim_like.own_data.facts import as_arguments
 
 __all__ = ["ROOT", "EVAL_SCHEMA", "SCHEMA", "check", "diff", "from_json", "load_file", "override", "plain", "resolve",
            "split_argv", "to_json", "with_defaults"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+log = logging.getLogger(__name__)
 MAX_VALUE = 100_000   # characters of an override's value; a preprocessing string has some hundreds
 MAX_DEPTH = 20   # of blocks in an override's path, and of lists and dicts in its value
 # What running a config file, which is anybody's Python, mostly raises.
@@ -65,12 +69,14 @@ def split_argv(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
 def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
   """The config of "FILE.py" or "FILE.py:arguments" with overrides applied, references alive; not yet checked.
 
+  The argument `folder` with an override "data_dir=D" reads what the config must know of somebody's own data in D.
+
   Args:
     spec: as after `--config=`.
     overrides: "key=value" or "block.key=value", see `override`.
 
   Raises:
-    UserError: no such file, no `get_config` in it, wrong arguments or overrides.
+    UserError: no such file, no `get_config` in it, wrong arguments or overrides; all that is wrong with own data.
   """
   path, colon, arg = spec.partition(":")
   with _mistakes_of(path):
@@ -79,12 +85,26 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
     raise UserError(f"{path}: defines no function 'get_config'")
   if colon and not inspect.signature(get_config).parameters:
     raise UserError(f"{path}: takes no arguments, but was given '{arg}'")
-  with _mistakes_of(path):
-    config = get_config(arg) if colon else get_config()
-  if not isinstance(config, mlc.ConfigDict):
-    raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, not {type(config).__name__}")
+  overrides = list(overrides)
+  config = _built(get_config, path, [arg] if colon else [])
+  if data_dir := form.data_dir_of(arg, overrides):
+    found = form.read(config, data_dir)
+    for note in found.notes:
+      log.warning("%s: %s", data_dir, note)
+    # What was written by hand comes last and counts.
+    config = _built(get_config, path, [f"{as_arguments(found.arguments)},{arg}"])
+    form.put(config, found, data_dir)
   for text in overrides:
     override(config, text)
+  return config
+
+
+def _built(get_config: Callable, path: str, arguments: Sequence[str]) -> mlc.ConfigDict:
+  """What a config file's function returns; UserError with the place of its mistake."""
+  with _mistakes_of(path):
+    config = get_config(*arguments)
+  if not isinstance(config, mlc.ConfigDict):
+    raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, not {type(config).__name__}")
   return config
 
 

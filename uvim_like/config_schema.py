@@ -63,6 +63,7 @@ SCHEMA: dict[str, Key] = {
     "task": Key(TEXT, None, "what is predicted: a module of uvim_like/tasks; the oracle's by default"),
     "dataset": Key(TEXT, REQUIRED, "TFDS name, or another source of pp_ops"),
     "data_dir": Key(TEXT, None, "where datasets are; None for the default"),
+    "class_names": Key(BLOCK, None, "own data: names of \"semantic\" classes; id and name of \"objects\" and \"panoptic\" ones"),
     "train_split": Key(TEXT, REQUIRED, 'split to train on, e.g. "train[4096:]"'),
     "val_split": Key(TEXT, None, "split of the validation loss; None for no validation loss"),
     "batch_size": Key(COUNT, REQUIRED, "images a step, over all devices"),

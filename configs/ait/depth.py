@@ -10,8 +10,10 @@ parallel L 0.275, without soft tokens B 0.318.
 Arguments, after a colon and separated by commas:
   large       SwinV2-L (half the rate, more decay)
   parallel    AiT-P: all tokens in one pass
+  masked      tokens learned from the others, all or some hidden, and decoded in stages (after MAD; no paper's recipe)
   wosoft      hard tokens everywhere, no auxiliary loss
   scenes      the generated dataset in place of NYU
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, a SwinV2 of one stage, 64 tokens, from scratch
 """
 
@@ -20,7 +22,8 @@ from configs import ait_common, common
 
 def get_config(arg=''):
   """The released recipe; see the module's docstring for the arguments."""
-  arg = common.parse_arg(arg, ait_common.ARGS | dict(large=False, parallel=False, wosoft=False), runlocal={})
+  arg = common.parse_arg(arg, ait_common.ARGS | dict(large=False, parallel=False, masked=False, wosoft=False),
+                         runlocal={})
   config = ait_common.base(arg, task='depth', system='ait.solver')
   ait_common.depth_data(config, arg, colours=True, protocol=True)
   tokenizer = ait_common.depth_tokenizer(arg)
@@ -30,7 +33,8 @@ def get_config(arg=''):
       backbone=ait_common.backbone(arg, size='l' if arg.large else 'b', drop_path=0.1, shift=False),
       **ait_common.head(arg, max_len=64 if arg.runlocal else 2100))
   config.model_init = dict(backbone='backbone.npz')
-  config.solver = dict(tasks=('depth',), parallel=arg.parallel, depth_aux=0.0 if arg.wosoft else 1.0, tau=0.8)
+  config.solver = dict(tasks=('depth',), parallel=arg.parallel, masked=arg.masked, tau=0.8,
+                       depth_aux=0.0 if arg.wosoft else 1.0)
   if arg.wosoft:
     options = dict(soft_feedback=False, soft_detokenizer=False)
     config.depth_val.pred_kw = dict(config.depth_val.get('pred_kw', {})) | options

@@ -8,6 +8,7 @@ box AP of this stage not stated, not measured here.
 
 Arguments, after a colon and separated by commas:
   scenes      the generated dataset, 5 classes
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, 8 objects, from scratch
 """
 

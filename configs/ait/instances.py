@@ -12,6 +12,7 @@ Arguments, after a colon and separated by commas:
   parallel    AiT-P: five tokens of an object one after the other, its 16 mask tokens in one pass
   wosoft      hard tokens everywhere, no auxiliary loss
   scenes      the generated dataset, 5 classes
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, 8 objects of 9 tokens, from scratch
 """
 

@@ -9,6 +9,7 @@ r"""AiT for depth and instances with one set of weights (arXiv 2301.02229, table
 
 Arguments, after a colon and separated by commas:
   scenes      both parts from the generated dataset
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, from scratch
 """
 

@@ -9,6 +9,7 @@ recipe: our choice. Without `scenes` the labels are those of a folder, named by 
 Arguments, after a colon and separated by commas:
   parallel    AiT-P: all tokens in one pass
   scenes      the generated dataset, 10 classes
+  folder      own data in --config.data_dir, whose classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, 64 tokens, from scratch
 """
 

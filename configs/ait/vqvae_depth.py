@@ -9,6 +9,7 @@ not measured here. Expected: 0.0966 m RMSE of the reconstruction of unmasked map
 
 Arguments, after a colon and separated by commas:
   scenes      the generated dataset in place of NYU
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, ratio 8, 64 words
   ratio=32 width=16 blocks=2 words=128 mask=0.5
               pixels of a token's side (32, 16, 8), channels after the first convolution (8, 16, 32), residual blocks

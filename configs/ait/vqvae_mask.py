@@ -9,6 +9,7 @@ val2017, masks in the true boxes: 89.3 mask AP.
 
 Arguments, after a colon and separated by commas:
   scenes      the generated dataset in place of COCO
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and a few minutes: masks of 32 pixels in 4 words of 64
   ratio=16 width=16 blocks=2 words=128
               as in vqvae_depth; ratio 32 or 16

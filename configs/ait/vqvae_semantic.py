@@ -8,6 +8,7 @@ classes), named by `--config.data_dir`. Hardware, hours and result: not measured
 
 Arguments, after a colon and separated by commas:
   scenes      the generated dataset, 10 classes
+  folder      own data in --config.data_dir, whose classes are read
   runlocal    two CPU cores and a few minutes: 64 pixels, ratio 8, 64 words
 """
 

@@ -11,6 +11,7 @@ Expected on val2017: box AP 27.9, mask AP 12.3, keypoint AP 33.4, BLEU-4 34.1; 3
 Arguments, after a colon and separated by commas:
   task=       one of boxes, masks, keypoints, captions, trained alone
   scenes      the generated dataset in place of COCO
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and minutes: 64 pixels, 16 boxes, masks of 8x8, from scratch
 """
 

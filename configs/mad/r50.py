@@ -15,6 +15,7 @@ Arguments, after a colon and separated by commas:
   code        the released code's form where it differs from the paper
   ratio=0.7 bins=500 side=16   share of masked tokens, bins of a coordinate, side of the masks (tables 4 to 6)
   scenes      the generated dataset in place of COCO
+  folder      own data in --config.data_dir, whose sizes and classes are read
   runlocal    two CPU cores and minutes: 64 pixels, 16 boxes, masks of 8x8, from scratch
 """
 

@@ -12,6 +12,7 @@ Arguments, after a colon and separated by commas:
   task=        one of boxes, masks, keypoints, captions, trained alone
   code         the released code's form where it differs from the paper, the second drop included
   scenes       the generated dataset in place of COCO
+  folder       own data in --config.data_dir, whose sizes and classes are read
   runlocal     two CPU cores and minutes: 64 pixels, 16 boxes, masks of 8x8, from scratch
 """
 

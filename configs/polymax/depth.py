@@ -17,10 +17,12 @@ Arguments, after a colon and separated by commas:
   queries=    K (default 16)
   per_pixel   DeepLabv3+ in place of PolyMaX, same recipe
   scenes      the generated dataset
+  folder      own data in --config.data_dir: images/ and depth/ (16-bit PNG in millimetres, .npy in metres)
   runlocal    two CPU cores and a few minutes, with `tiny`
   res=        square size in pixels (default: as the data is; scenes,runlocal 64)
 """
 
+from configs import own_data
 from configs import polymax_common as polymax
 
 # Full NYU images are 480x640; the network pads to 481x641 itself.
@@ -34,11 +36,13 @@ def get_config(arg=''):
   polymax.data(config, arg, labels='depth_labels', raw='depth', train=TRAIN,
                dataset={'pretrain': 'folder', 'finetune': 'nyu_depth_v2'})
   polymax.evaluator(config, arg, 'depth_val', 'nyu_depth', labels='depth_labels', prefix='depth/',
-                    metric=dict(preset='nyu_eigen' if not (arg.scenes or arg.phase == 'pretrain') else 'plain'))
+                    metric=dict(preset='plain' if arg.scenes or arg.folder or arg.phase == 'pretrain' else 'nyu_eigen'))
   # The baseline regresses with the pretraining's loss in both phases.
   if arg.phase == 'pretrain' or arg.per_pixel:
     config.losses = dict(silog=0.0, relative=0.0, gradient=0.0, charbonnier=1.0)
-  if arg.phase == 'pretrain' and not arg.scenes:
+  if arg.folder:
+    own_data.depth(config, arg)
+  elif arg.phase == 'pretrain' and not arg.scenes:
     config.max_depth = 128.0
     config.depth_val.metric.max_depth = 128.0
   return polymax.vary(config, arg)

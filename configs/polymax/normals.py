@@ -26,5 +26,6 @@ def get_config(arg=''):
   config = polymax.start(arg, queries=8)
   polymax.data(config, arg, labels='normal_labels', raw='normals', train=TRAIN,
                dataset={'pretrain': 'folder', 'finetune': 'folder'})
-  polymax.evaluator(config, arg, 'normals_val', 'surface_normals', labels='normal_labels', prefix='normals/', metric={})
+  polymax.evaluator(config, arg, 'normals_val', 'surface_normals', labels='normal_labels', prefix='normals/',
+                    metric=dict(target_key='normals') if arg.folder else {})
   return polymax.vary(config, arg)

@@ -10,7 +10,8 @@ classes (the paper's table 2), and on Taskonomy with the authors' pseudo-labels 
   ResNet-50 51.30, 35.00   ConvNeXt-T 54.59, 35.23   S 56.34, 38.99   B 57.21, 41.17   L 58.08, 40.94
   DeepLabv3+ with ResNet-50 50.14, 32.87
 
-Arguments: those of depth.py; `queries` is the number of classes (default 40; 133 in pretraining, COCO's; scenes 10).
+Arguments: those of depth.py; `queries` is the number of classes (default 40; 133 in pretraining, COCO's; scenes 10;
+with `folder` those of the data).
 """
 
 from configs import common
@@ -24,9 +25,11 @@ def get_config(arg=''):
   """The recipe; see the docstring of depth.py for the arguments."""
   arg = polymax.parse(arg, 'semantic_segmentation')
   scenes_classes = common.SCENES_CLASSES - 1
-  classes = arg.queries or (scenes_classes if arg.scenes else 133 if arg.phase == 'pretrain' else 40)
+  classes = arg.queries or (scenes_classes if arg.scenes else arg.classes or (133 if arg.phase == 'pretrain' else 40))
   config = polymax.start(arg, queries=classes, outputs=classes)
-  polymax.data(config, arg, labels=LABELS, raw='semantic', train=TRAIN, dataset={'pretrain': 'folder', 'finetune': 'folder'})
-  polymax.evaluator(config, arg, 'semantic_val', 'mean_iou', labels=LABELS, prefix='semantic/',
-                    metric=dict(num_classes=classes))
+  labels = LABELS if arg.labels == 'semantic' else f'{LABELS}("{arg.labels}")'
+  polymax.data(config, arg, labels=labels, raw='semantic', train=TRAIN,
+               dataset={'pretrain': 'folder', 'finetune': 'folder'})
+  polymax.evaluator(config, arg, 'semantic_val', 'mean_iou', labels=labels, prefix='semantic/',
+                    metric=dict(num_classes=classes, **(dict(target_key=arg.labels) if arg.folder else {})))
   return polymax.vary(config, arg)

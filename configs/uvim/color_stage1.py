@@ -8,6 +8,7 @@ r"""UViM stage I on ImageNet: colour from grey (UViM paper, section 4.2; the rel
 Arguments, after a colon and separated by commas:
   released=False  the bottleneck of the paper's listings: learned matrices, no code dropout (default: the released one)
   scenes          the generated dataset in place of ImageNet
+  folder          own data in --config.data_dir, whose sizes and classes are read
   runlocal        two CPU cores and a few minutes
   inception=PATH  evaluates FID-5k too, with the Inception network exported to PATH (see evaluators/coltran_fid.py)
   singlehost      batch 128, 20 epochs

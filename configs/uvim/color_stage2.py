@@ -9,6 +9,7 @@ paper's release); the release's colour notebook samples the code at temperature 
 Arguments, after a colon and separated by commas (the oracle's must be those of its own training):
   released=False  the oracle has the bottleneck of the paper's listings; the released one is the default
   scenes          the generated dataset in place of ImageNet
+  folder          own data in --config.data_dir, whose sizes and classes are read
   runlocal        two CPU cores and a few minutes
   inception=PATH  evaluates FID-5k too, with the Inception network exported to PATH (see evaluators/coltran_fid.py)
   singlehost      batch 32, 20 epochs

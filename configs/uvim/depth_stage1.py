@@ -8,6 +8,7 @@ here. Expected on NYU validation, oracle given the truth: 0.155 m RMSE (README o
 Arguments, after a colon and separated by commas:
   released=False  the bottleneck of the paper's listings: learned matrices, no code dropout (default: the released one)
   scenes          the generated dataset in place of NYU
+  folder          own data in --config.data_dir, whose sizes and classes are read
   runlocal        two CPU cores and a few minutes, with 32 bins. With `scenes`: 0.549 m RMSE after 750 steps of 64 images,
                   predicting the mean over bins (0.40 of the best constant map's 1.358 m; 0.641 m with the best bin)
   singlehost      batch 128, 50 epochs

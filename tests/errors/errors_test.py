@@ -66,7 +66,7 @@ def write_pictures(folder: pathlib.Path) -> pathlib.Path:
 def loaded() -> None:
   """Importing TensorFlow and jax is not part of anybody's mistake."""
   for name in ("train", "pp_ops.pipeline", "pp_ops.uvim.pp_ops", "uvim_like.systems.uvim.lm", "tools.make_data",
-               "tools.check_files", "tools.import_weights", "tools.export", "tools.report"):
+               "tools.checking.check_files", "tools.import_weights", "tools.export", "tools.report"):
     importlib.import_module(name)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pp_ops import files
 from pp_ops.sources import open_source
-from tools import check_data
+from tools.checking import check_data
 from uvim_like.errors import UserError
 
 FEW, MANY = 100, 2000

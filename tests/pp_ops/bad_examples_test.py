@@ -31,7 +31,7 @@ def data(tmp_path):
 
 
 def stream(data, **options):
-  given = dict(dataset="folder", data_dir=str(data), split="train", pp=PP, batch_size=4, seed=3, on_bad_example="skip",
+  given = dict(dataset="folder", data_dir=str(data), split="everything", pp=PP, batch_size=4, seed=3, on_bad_example="skip",
                max_bad_share=0.5)
   return pipeline.train_batches(**given | options)
 

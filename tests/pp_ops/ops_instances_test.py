@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pp_ops import builder, ops_instances, pipeline
-from tools import instance_arrays
+from tools.rendering import instance_arrays
 from uvim_like import joints, scenes
 from uvim_like.errors import UserError
 from uvim_like.tasks import text

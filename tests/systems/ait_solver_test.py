@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from uvim_like.errors import UserError
-from uvim_like.systems.ait import solver
+from uvim_like.systems.ait import sequences, solver
 from uvim_like.training.step import start_from, train_step
 from uvim_like.trees import flatten_names
 
@@ -141,6 +141,76 @@ def test_parallel_predictions():
     predict(("depth",), {"parallel": True}, decode="ar")
   with pytest.raises(UserError, match="config.solver.parallel=True"):
     predict(("depth",), decode="parallel", soft_feedback=False)
+
+
+def quickly(function, *args):
+  """The result of a function that runs once: compiled without optimisation."""
+  return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
+def test_masked_training():
+  """Every parameter learns, the token that hides among them."""
+  system, variables, frozen = make("depth", masked=True)
+  (value, out), grads = quickly(jax.value_and_grad(
+      lambda p, b: ((o := system.loss(variables.replace(params=p), frozen, b, KEY, True)).loss, o), has_aux=True),
+                                variables.params, data("depth"))
+  assert np.isfinite(value) and out.parts["loss_code"].shape == out.parts["accuracy"].shape == (3,)
+  head = grads["transformer"]
+  for name in ("mask_embed", "det_embed", "dec_embed", "voc_embed"):
+    assert np.abs(head[name]).max() > 0, name
+  assert all(np.abs(leaf).max() > 0 for name, leaf in flatten_names(head["decoder"]) if "key/bias" not in name)
+
+
+def test_masked_copies():
+  """All of the first copy is asked for, seven tenths of the second; logits of hidden tokens do not depend on them."""
+  system, variables, _ = make("depth", masked=True)
+  parts = system.predict["predict"].keywords["parts"]
+  codes = jnp.arange(18).reshape(3, 6) % 6
+  task = jnp.full((3,), 2)
+
+  def copies(codes):
+    return solver.masked_forward(variables, batch()["image"], sequences.of_map(codes, 0), task, KEY, False,
+                                 parts=parts)[:2]
+
+  (logits, asked), (other, _) = quickly(lambda codes: [copies(codes), copies((codes + 1) % 6)], codes)
+  shown = np.asarray(asked.targets) >= 0
+  assert logits.shape[:2] == shown.shape == (3, 12)
+  assert shown[:, :6].all() and np.all(shown[:, 6:].sum(1) == 4)  # int(6 * 0.7)
+  np.testing.assert_array_equal(np.asarray(asked.targets)[:, :6], codes)
+  np.testing.assert_allclose(other[:, :6], logits[:, :6], atol=1e-6)
+  assert np.max(np.abs(other[:, 6:] - logits[:, 6:])) > 1e-3
+
+
+def test_masked_predictions():
+  system, variables, frozen = make("depth", masked=True)
+  image = {"image": batch()["image"]}
+  run = lambda image: [system.predict["tokens"](variables, frozen, image, KEY, **options)  # noqa: E731
+                       for options in (dict(stages=(1.0,)), {}, dict(order="confidence"))]
+  one, staged, sure = quickly(run, image)
+  np.testing.assert_array_equal(one["tokens"], np.argmax(one["logits"], -1))
+  assert staged["logits"].shape == (3, 6, 6) and np.max(np.abs(staged["logits"] - one["logits"])) > 1e-3
+  assert np.max(np.abs(sure["logits"] - staged["logits"])) > 1e-3
+  both = functools.partial(system.predict["predict"], windows=2, flip=True)
+  shapes = jax.eval_shape(both, variables, frozen, image, KEY)
+  assert shapes["depth"].shape == (3, *SIZE)
+  other, variables, frozen = make("semantics", masked=True)
+  shapes = jax.eval_shape(other.predict["predict"], variables, frozen, image, KEY)
+  assert shapes["semantics"].shape == (3, *SIZE)
+
+
+def test_a_model_decodes_as_it_was_trained():
+  for options, switches, message in (
+      ({"masked": True}, dict(decode="ar"), "decode='ar', but the model is masked"),
+      ({}, dict(decode="masked"), "decode='masked', but the model is ar"),
+      ({"masked": True}, dict(soft_feedback=True), "leave soft_feedback unset"),
+      ({"masked": True}, dict(temperature=1.0), "leave temperature and top_p at 0"),
+      ({"masked": True}, dict(stages=(0.5,)), "must begin with 1.0")):
+    with pytest.raises(UserError, match=message):
+      predict(("depth",), options, **switches)
+  with pytest.raises(UserError, match="set one of the two"):
+    solver.make(config("depth", masked=True, parallel=True))
+  with pytest.raises(UserError, match="objects would need a matching"):
+    solver.make(config("instances", masked=True))
 
 
 def test_instance_predictions():

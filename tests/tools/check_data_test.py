@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import check_data, check_source, make_data
-from tools.check_data import Options, Problem
+from tools import make_data
+from tools.checking import check_data, check_source
+from tools.checking.check_data import Options, Problem
 from uvim_like.errors import UserError
 
 SIZE = (40, 36)

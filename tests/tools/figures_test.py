@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import figures
+from tools.reporting import figures
 
 
 def decode(png: bytes) -> np.ndarray:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tools import figures, html
+from tools.reporting import figures, html
 from uvim_like.errors import UserError
 
 EVIL = "<script>alert('1')</script>\"&"
@@ -88,3 +88,28 @@ def test_write_is_whole_or_nothing(tmp_path):
     html.write(path, "abc", limit=2)
   assert path.read_text(encoding="utf-8") == "aé"
   assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_words_in_a_row_of_pictures():
+  text = html.picture_rows(["caption"], [("1", [html.Text("a <red> box", "BLEU <1>", marked=(1,)), None, html.Text("")])])
+  assert "a <b>&lt;red&gt;</b> box" in text and "<figcaption>BLEU &lt;1&gt;</figcaption>" in text and "<p>–</p>" in text
+
+
+def test_sizes_of_tiles():
+  kinds = [html.tile(html.Picture(PNG, "a", **options)) for options in ({}, {"size": "large"}, {"size": "small"}, {"sharp": False})]
+  assert [re.search('class="(.*?)"', kind)[1] for kind in kinds] == ["tile", "tile large", "tile small", "tile code"]
+
+
+def test_a_jpeg_says_so():
+  assert html.data_uri(figures.jpeg(np.zeros((2, 2, 3)))).startswith("data:image/jpeg;base64,")
+  assert html.data_uri(PNG).startswith("data:image/png;base64,")
+
+
+def test_folded_pieces():
+  text = html.folded("3 <values>", ["plain & simple", html.note("n")])
+  assert text.startswith("<details><summary>3 &lt;values&gt;</summary><p>plain &amp; simple</p>") and text.endswith("</details>")
+
+
+def test_equal_numbers_have_no_winner():
+  assert "<b>" not in html.table([{"a": 1.0}, {"a": 1.0}], best={"a": "min"})
+  assert html.table([{"a": 1.0}, {"a": 1.0}, {"a": 2.0}], best={"a": "min"}).count("<b>") == 2

@@ -146,7 +146,7 @@ def test_parts_of_a_language_model(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--from=hf"], "--from: unknown value 'hf'; valid: big_vision"),
+    (["--from=hf"], "--from: unknown value 'hf'; valid: ait, big_vision"),
     (["--part=decoder"], "--part: unknown value 'decoder'; did you mean 'encoder'"),
     (["--part=encoder"], "--part=encoder: only the language model"),
     (["--src=nowhere.npz"], "--src: no weights file or workdir nowhere.npz"),

@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tools import make_data, scenes_arrays, scenes_files
+from tools import make_data
+from tools.rendering import scenes_arrays, scenes_files
 from uvim_like import scenes
 from uvim_like.errors import UserError
 from uvim_like.scenes.classes import CATEGORY_IDS, NAMES

@@ -1,67 +1,19 @@
-"""The report: robust reading of logs, the table, the page's size, and a whole page from tiny runs of three kinds."""
+"""The report: robust reading of logs, the table, the page's size, and a whole page from tiny runs of every system."""
 
-import json
 import math
-import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from tools import examples, html, report, report_pictures, runs
-from uvim_like import config as configs
-from uvim_like import scenes, weights
+from tests.tools.report_runs import COUNT, NAME, write_lines
+from tools import report
+from tools.reporting import examples, html, report_training, report_uvim, runs
 from uvim_like.errors import UserError
-from uvim_like.training import setup
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TINY = ("model.width=16", "model.mlp_dim=16", "model.num_heads=2", "model.base_model_depth=1", "model.oracle_depth=1",
-        "model.codeword_dim=16")
-TINY_LM = ("model.emb_dim=16", "model.mlp_dim=16", "model.num_heads=2", "model.num_layers=1")
-NAME = "<script>alert(1)<"  # a folder may be called so
-LINES = [{"step": 50, "loss": 3.0, "step_seconds": 0.6, "img/s": 100.0},
-         {"step": 100, "loss": "nan", "step_seconds": 0.6},
-         {"step": 100, "nyu_depth/RMSE": 0.75, "nyu_depth/abs_RE": 0.2, "nyu_depth/delta1": 0.5, "val/loss_depth": 2.0},
-         {"step": 150, "loss": 2.0, "step_seconds": 1.2}]
-
-
-def write_lines(folder, lines=LINES, tail='{"step": 200, "los'):
-  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail, encoding="utf-8")
-
-
-def make_run(folder, name, overrides):
-  """A folder as training leaves it, with random weights."""
-  spec = f"{ROOT}/configs/uvim/{name}.py:scenes,runlocal"
-  config = configs.with_defaults(configs.load_file(spec, ["dataset=npz", "batch_size=3", *overrides]))
-  folder.mkdir(parents=True)
-  (folder / "config.json").write_text(configs.to_json(config), encoding="utf-8")
-  shape = (1, *config.model.input_size)
-  made = jax.jit(setup.make_system(config).init)(jax.random.key(0), {
-      "image": np.zeros((*shape, 3), np.float32), "labels": np.ones((*shape, 1), np.float32)})
-  rng = np.random.default_rng(0)  # fresh heads are zero: every prediction would be the same
-  params = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), made.params)
-  weights.save_npz(folder / "weights.npz", {"params": params, "state": made.state})
-  write_lines(folder)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def workdirs(tmp_path_factory):
-  root = tmp_path_factory.mktemp("runs")
-  made = [scenes.example("validation", i, size=64) for i in range(4)]
-  np.savez(root / "validation.npz", image=np.stack([e["image"] for e in made]),
-           labels=np.stack([e["depth"] for e in made])[..., None])
-  place = f"data_dir={root}"
-  stage_one = make_run(root / NAME, "depth_stage1", [place, *TINY])
-  return [stage_one, make_run(root / "regression", "depth_regression", [place, *TINY]),
-          make_run(root / "stage2", "depth_stage2", [
-              place, *TINY_LM, *(f"oracle.{text}" for text in TINY), f"oracle.model_init={stage_one}"])]
-
-
-@pytest.fixture(scope="module")
-def seen(workdirs):
-  return [report.look(run, print) for run in runs.read(workdirs)]
+UVIM = ("stage1", "regression", "stage2")
 
 
 def test_half_a_line_and_nan_in_the_log(tmp_path):
@@ -92,10 +44,23 @@ def test_a_resumed_log_counts_the_last_value_of_a_step():
 
 
 def test_kinds_and_row(workdirs):
-  found = runs.read(workdirs)
-  assert [run.kind for run in found] == [examples.STAGE_I, examples.REGRESSION, examples.STAGE_II]
-  assert runs.row(found[0]) == {"name": runs.TITLES[examples.STAGE_I], "kind": examples.STAGE_I, "RMSE": 0.75,
-                                "abs_RE": 0.2, "delta1": 0.5, "minutes": 2.0, "steps": 150, "run": NAME}
+  found = dict(zip(workdirs, runs.read(list(workdirs.values()))))
+  assert {name: run.kind for name, run in found.items()} == {
+      "stage1": examples.STAGE_I, "regression": examples.REGRESSION, "stage2": examples.STAGE_II,
+      "tokenizer": examples.TOKENIZER, "solver": examples.SOLVER, "mad": examples.MAD, "polymax": examples.POLYMAX}
+  assert runs.row(found["stage1"]) == {
+      "name": runs.TITLES[examples.STAGE_I], "kind": examples.STAGE_I, "RMSE": 0.75, "abs_RE": 0.2, "delta1": 0.5,
+      "minutes": 2.0, "steps": 150, "run": NAME}
+  assert {"box_AP": 0.1, "BLEU4": 0.2}.items() <= runs.row(found["mad"]).items(), "two evaluators, different metrics"
+  assert runs.row(found["polymax"])["mean"] == 30.0 and "RMSE" not in runs.row(found["polymax"])
+
+
+def test_the_same_metric_of_two_evaluators_keeps_their_names(workdirs):
+  run = runs.read([workdirs["stage1"]])[0]
+  run.config.evals = [("a", "nyu_depth"), ("b", "nyu_depth")]
+  run.config.a, run.config.b = {"prefix": "a/"}, {"prefix": "b/"}
+  run = run._replace(lines=[{"step": 1.0, "a/RMSE": 1.0, "b/RMSE": 2.0, "b/delta1": 0.5}])
+  assert runs.headlines(run) == {"a: RMSE": ("a/RMSE", "min"), "b: RMSE": ("b/RMSE", "min"), "delta1": ("b/delta1", "max")}
 
 
 def test_table_puts_the_constant_map_first_and_stage_one_apart():
@@ -112,94 +77,135 @@ def test_two_runs_of_one_kind_keep_their_rows():
   assert report.joined(rows, [{"name": "stage I", "RMSE": 1.0}]) == [{"name": "stage I", "RMSE": 1.0}, *rows]
 
 
-def test_examples_of_each_kind(seen):
-  one, regression, two = (s.examples for s in seen)
-  assert one.data == regression.data == two.data and one.image.shape == (4, 64, 64, 3)
+def test_examples_of_uvim(seen):
+  one, regression, two = (seen[name].examples[0] for name in UVIM)
+  assert one.data == regression.data == two.data and one.image.shape == (COUNT, 64, 64, 3)
   for base in (one, regression, two):
-    assert base.family == "depth" and base.predicted["depth"].shape == (4, 64, 64) and base.seconds > 0
+    assert base.family == "depth" and base.predicted["depth"].shape == (COUNT, 64, 64) and base.seconds > 0
     np.testing.assert_array_equal(base.truth["depth"], one.truth["depth"])
-  assert two.samples["depth"].shape == (4, 3, 64, 64)
-  assert two.words["oracle"].shape == two.words["written"].shape == (4, 16)
-  assert one.word_use.shape == (64,) and one.word_use.sum() == pytest.approx(1, abs=1e-5)
-  assert set(one.corrupted) == {(m, f) for m in examples.CORRUPTIONS for f in examples.FRACTIONS}
-  assert not regression.corrupted and not regression.samples and regression.word_use is None
+  code = {name: seen[name].extras.get("code") for name in UVIM}
+  assert seen["stage2"].extras["samples"]["depth"].shape == (COUNT, 3, 64, 64)
+  assert code["stage2"].oracle.shape == code["stage2"].written.shape == (COUNT, 16)
+  assert code["stage1"].use.shape == (64,) and code["stage1"].use.sum() == pytest.approx(1, abs=1e-5)
+  assert set(seen["stage1"].extras["corrupted code"]) == {
+      (m, f) for m in report_uvim.CORRUPTIONS for f in report_uvim.FRACTIONS}
+  assert not seen["regression"].extras and not any(seen[name].problems for name in seen)
 
 
 def test_corruption_is_that_of_predict(seen, workdirs):
-  config, base = seen[0].run.config, seen[0].examples
-  system, loaded = setup.make_system(config), weights.load(workdirs[0])
-  batch = {name: x for name, x in examples.first_examples(config, 4).items() if name in setup.DEVICE_KEYS}
-  variables = setup.step.Vars(params=loaded["params"], state=loaded["state"])
-  out = system.predict["predict"](variables, (), batch, jax.random.key(config.seed), corrupt="random", fraction=0.5,
-                                  task_options=examples.task_options(config))
+  run, base = examples.load(workdirs["stage1"]), seen["stage1"].examples[0]
+  made = seen["stage1"].extras["corrupted code"]
+  out, _ = examples.predict(run, base.batch, **base.options | {"corrupt": "random", "fraction": 0.5})
   # Compiled in another program, so equal only to rounding; a bin may flip.
-  agree = np.isclose(np.asarray(out["depth"]), base.corrupted["random", 0.5]["depth"], rtol=1e-4)
-  assert agree.mean() > 0.999
-  assert not np.isclose(np.asarray(out["depth"]), base.predicted["depth"], rtol=1e-4).all(), "nothing was corrupted"
-  np.testing.assert_array_equal(base.corrupted["zero", 0.0]["depth"], base.corrupted["word", 0.0]["depth"])
+  assert np.isclose(out["depth"], made["random", 0.5]["depth"], rtol=1e-4).mean() > 0.999
+  assert not np.isclose(out["depth"], base.predicted["depth"], rtol=1e-4).all(), "nothing was corrupted"
+  np.testing.assert_array_equal(made["zero", 0.0]["depth"], made["word", 0.0]["depth"])
 
 
-def test_errors_by_hand():
-  truth = {"depth": np.array([[[1.0, 3.0, 0.0]], [[0, 0, 0]]])}
-  error = examples.errors("depth", {"depth": np.array([[[2.0, 3.0, 9.0]], [[1, 1, 1]]])}, truth)
-  np.testing.assert_allclose(error, [np.sqrt(0.5), np.nan])
-  truth = {"semantics": np.array([[[1, 2, 0, 0]]])}
-  np.testing.assert_allclose(examples.errors("panoptic", {"semantics": np.array([[[1, 1, 1, 1]]])}, truth), [50])
-  gray = {"color": np.zeros((1, 2, 2, 3))}
-  np.testing.assert_allclose(examples.errors("colour", {"color": gray["color"] + 2 / 255}, gray), [1])
+def test_chunks_are_the_whole(workdirs, seen):
+  """Three examples in chunks of two, the last one filled up: as all at once."""
+  run, base = examples.load(workdirs["tokenizer"]), seen["tokenizer"].examples[0]
+  assert run.config.batch_size == 2
+  whole = jax.jit(run.system.predict["predict"])(run.variables, run.frozen, base.batch, run.key)
+  np.testing.assert_array_equal(base.predicted["semantics"], whole["semantics"])
 
 
-def test_the_whole_page(seen, tmp_path):
-  text = report.fitting(seen, rows=2, extra=[{"name": "constant <b>map</b>", "RMSE": 1.4}])
+def test_the_page_of_all_systems(seen):
+  text = report.fitting(list(seen.values()), rows=2, extra=[{"name": "constant <b>map</b>", "RMSE": 1.4}])
   assert len(text) < html.MAX_BYTES and "<script" not in text and "<b>map" not in text
   assert "&lt;script&gt;alert(1)&lt;" in text
-  for words in ("What the code carries", "The guiding code", "sample 3, T = 1", "per-pixel regression", "75% replaced",
-                "of 16 agree", "1 line(s) of metrics.jsonl could not be read"):
+  for words in ("Runs of UViM, AiT, MAD and PolyMaX", "Predictions: depth", "Predictions: semantic segmentation",
+                "Predictions: objects", "Predictions: captions", "Predictions: surface normals", "What the code carries",
+                "The guiding code", "sample 3, T = 1", "per-pixel regression", "75% replaced", "of 16 agree",
+                "valid 0.001 &lt; truth &lt; 10 m", "Soft against hard", "codebooks", "Stages of masked inference",
+                "Cluster maps", "perplexity of the words", "box AP", "BLEU-4", "mean angle",
+                "1 line(s) of metrics.jsonl could not be read", "of the config differ"):
     assert words in text, words
-  assert not re.search(r"(src|href|srcset)=\"(?!data:)", text)
+  assert "Runs without pictures" not in text and not re.search(r"(src|href|srcset)=\"(?!data:)", text)
 
 
-def test_rows_are_cut_and_the_page_says_so(seen):
-  one = [seen[1]]
-  full = report.fitting(one, rows=4)
-  cut = report.fitting(one, rows=4, limit=len(full.encode()) - 1)
-  assert len(cut) < len(full) and "4 were asked for" in cut and "4 were asked for" not in full
-  assert "The first 1 validation images" in report.fitting(one, rows=4, limit=10)
+def test_titles(seen):
+  def title(*names):
+    return report.title_of([seen[name] for name in names])
+
+  assert title(*UVIM) == title("regression") == "UViM: predictions from a guiding code"
+  assert title("polymax") == "PolyMaX: maps from clusters of pixels"
+  assert title("mad", "stage1", "mad") == "Runs of MAD and UViM"
+  assert title("solver", "tokenizer") == "AiT: maps and objects as tokens"
 
 
-def test_the_command(workdirs, tmp_path, capsys):
+def test_rows_are_cut_and_the_page_says_so(seen, monkeypatch):
+  monkeypatch.setattr(report_training, "section", lambda found: html.Section("Training", []))
+  one = [seen["regression"]]
+  full = report.fitting(one, rows=3)
+  cut = report.fitting(one, rows=3, limit=len(full.encode()) - 1)
+  assert len(cut) < len(full) and "3 were asked for" in cut and "3 were asked for" not in full
+  assert "The first 1 validation images" in report.fitting(one, rows=3, limit=10)
+
+
+def test_the_command(workdirs, tmp_path, capsys, quick):
   out = tmp_path / "page.html"
   (tmp_path / "t.json").write_text('[{"name": "constant map", "RMSE": 1.5}]')
-  flags = [f"--workdir={workdirs[1]}", f"--out={out}", "--rows=1"]
-  assert report.main([*flags, f"--table={tmp_path / 't.json'}"]) == 0
-  assert "constant map" in out.read_text(encoding="utf-8") and "MB" in capsys.readouterr().out
+  flags = [f"--workdir={workdirs['regression']}", f"--out={out}", "--rows=1"]
+  assert report.main([*flags, f"--table={tmp_path / 't.json'}", "--title=Depth & more"]) == 0
+  page = out.read_text(encoding="utf-8")
+  assert "constant map" in page and "<h1>Depth &amp; more</h1>" in page and "MB" in capsys.readouterr().out
   for wrong in ([flags[0] + "x", *flags[1:]], [*flags[:2], "--rows=0"], ["--workdir=,", flags[1]],
-                [*flags, f"--table={tmp_path / 'none.json'}"]):
+                [*flags, f"--table={tmp_path / 'none.json'}"], [*flags, "--rows=many"], [*flags, "--row=2"],
+                [flags[0], f"--out={tmp_path}"]):
     assert report.main(wrong) == 2
     message = capsys.readouterr().err
     assert message.startswith("report: ") and message.count("\n") == 1
 
 
-def test_a_run_without_weights_says_so_on_the_page(workdirs, tmp_path):
+def test_a_run_without_weights_gives_a_page(workdirs, tmp_path):
+  """A training that has only begun: a config, half a line of a log, no checkpoint."""
   folder = tmp_path / "running"
   folder.mkdir()
-  (folder / "config.json").write_text((workdirs[0] / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
-  found = [report.look(run, print) for run in runs.read([folder])]
-  assert found[0].examples is None and found[0].problem
-  assert "Runs without pictures" in report.fitting(found, rows=2)
+  shutil.copy(workdirs["polymax"] / "config.json", folder)
+  for tail in ("", '{"step": 1, "lo'):
+    write_lines(folder, lines=(), tail=tail)
+    found = [report.look(run, print) for run in runs.read([folder])]
+    assert not found[0].examples and "no checkpoints" in found[0].problems[0]
+    text = report.fitting(found, rows=2)
+    assert "Runs without pictures" in text and "nothing is logged yet" in text and "PolyMaX" in text
 
 
-def test_other_tasks_draw():
-  rng = np.random.default_rng(0)
-  for family, outputs in (("panoptic", {k: rng.integers(0, 5, (2, 12, 20)) for k in ("semantics", "instances")}),
-                          ("colour", {"color": rng.uniform(-1, 1, (2, 12, 20, 3))})):
-    image, data = rng.uniform(-1, 1, (2, 12, 20, 3)), ("d", None, "s", (12, 20))
-    base = examples.Examples("x", family, data, image, outputs, outputs, {}, {}, {}, None, None, 0.0)
-    label, cells = report_pictures.picture_row(family, base, 1, [("model", outputs)])
-    assert label == "2" and [cell.caption for cell in cells][2].startswith("0.0")
-    assert all(cell.png.startswith(b"\x89PNG") for cell in cells)
+def test_what_hinders_the_pictures_is_said(workdirs, tmp_path):
+  folder = tmp_path / "moved"
+  shutil.copytree(workdirs["tokenizer"], folder)
+  text = (folder / "config.json").read_text(encoding="utf-8")
+  (folder / "config.json").write_text(text.replace('"data_dir": "', '"data_dir": "/nowhere'), encoding="utf-8")
+  assert "/nowhere" in report.look(runs.read([folder])[0], print).problems[0]
+  (folder / "config.json").write_text(text.replace('"dict_size": 8', '"dict_size": 9'), encoding="utf-8")
+  assert "does not fit the model" in report.look(runs.read([folder])[0], print).problems[0]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', "\x00"])
+def test_a_folder_that_is_no_run(tmp_path, capsys, text):
+  (tmp_path / "config.json").write_text(text)
+  assert report.main([f"--workdir={tmp_path}", f"--out={tmp_path / 'page.html'}"]) == 2
+  message = capsys.readouterr().err
+  assert message.count("\n") == 1 and str(tmp_path) in message and not (tmp_path / "page.html").exists()
 
 
 def test_unknown_workdir_names_the_folder(tmp_path):
   with pytest.raises(UserError, match="config.json"):
     runs.read([tmp_path])
+  with pytest.raises(UserError, match="there is no folder"):
+    runs.read([tmp_path / "gone"])
+
+
+def test_losses_of_runs_of_one_kind_lie_over_each_other(seen):
+  run = seen["polymax"].run
+  assert len(report_training.overlaid_losses([run, run._replace(name="twin")])) == 1
+  assert report_training.overlaid_losses([run, seen["mad"].run]) == [] == report_training.overlaid_losses([run])
+
+
+def test_a_line_for_every_run_that_logs_a_number(seen):
+  listed = [run.run for run in seen.values()]
+  assert {picture.alt.split(" of the runs")[0] for picture in report_training.comparison(listed[:4])} == {
+      "RMSE", "abs_RE", "delta1", "mIoU"}
+  assert len(report_training.codebooks([listed[0]])) == 3 and report_training.codebooks([listed[0]._replace(lines=[])]) == []
+  row = report_training.speed_row(seen["tokenizer"])
+  assert row["steps"] == 150 and row["state"] == "12%" and row["code_dead"] == 3 and row["milliseconds"] > 0

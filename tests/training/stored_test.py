@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tools import instance_arrays, make_data
+from tools import make_data
+from tools.rendering import instance_arrays
 from uvim_like import joints
 from uvim_like.errors import UserError
 from uvim_like.tasks import text

@@ -12,7 +12,7 @@ from uvim_like.tasks import text
 ORDER = 4
 _PROTOCOL = ("BLEU-1..4 over the corpus: words of the Penn Treebank tokenizer (own implementation), lower case, "
              "punctuation dropped; n-gram counts clipped by the references' maximum, brevity against the closest "
-             "reference length (the shorter of two), no smoothing; {references}; text model {model}")
+             "reference length (the shorter of two), no smoothing; {references}")
 
 
 def make(*, model: str = text.SCENES, references: int | None = None) -> Metric:
@@ -36,9 +36,18 @@ def make(*, model: str = text.SCENES, references: int | None = None) -> Metric:
       return stats
     return stats + counts(text.ptb_tokens(text.decode(tokenizer, ids)), [text.ptb_tokens(s) for s in sentences])
 
-  used = "all references" if references is None else f"the first {references} references"
-  return Metric(init=lambda: np.zeros(2 * ORDER + 3, np.int64), update=update, merge=np.add, compute=compute,
-                target_keys=("captions/text",), protocol=_PROTOCOL.format(references=used, model=model))
+  return Metric(init=nothing, update=update, merge=np.add, compute=compute, target_keys=("captions/text",),
+                protocol=f"{describe(references)}; text model {model}")
+
+
+def nothing() -> np.ndarray:
+  """Counts of no sentence, see `counts`."""
+  return np.zeros(2 * ORDER + 3, np.int64)
+
+
+def describe(references: int | None) -> str:
+  """The protocol, however the sentences were decoded."""
+  return _PROTOCOL.format(references="all references" if references is None else f"the first {references} references")
 
 
 def as_text(value: object) -> str:

@@ -50,7 +50,7 @@ def make(*, kinds: Sequence[str] = ("boxes",), dataset: str = "scenes", threshol
     if kind not in KINDS:
       raise unknown("kind", kind, KINDS, where=_WHERE)
   coco = dataset.startswith("coco")
-  shift = _MOVED if coco else 0.0
+  shift = joint_shift(dataset)
   human = (1 if coco else 5) if person is None else person
 
   def update(stats: Collected, output: Example, target: Example) -> Collected:
@@ -63,6 +63,11 @@ def make(*, kinds: Sequence[str] = ("boxes",), dataset: str = "scenes", threshol
   return Metric(init=Collected, update=update, compute=lambda stats: compute(stats, kinds, human),
                 merge=lambda a, b: Collected(*(x + y for x, y in zip(a, b))),
                 target_keys=target_keys(kinds, coco), protocol=describe(kinds, threshold))
+
+
+def joint_shift(dataset: str) -> float:
+  """Pixels by which predicted joints are moved back to where the dataset's annotations count them."""
+  return _MOVED if dataset.startswith("coco") else 0.0
 
 
 def target_keys(kinds: Sequence[str], coco: bool) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ where is for the caller to say: `logits` computes that slice only. Names of the 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,29 +34,54 @@ class LayerCache(NamedTuple):
   cross_value: Array
 
 
-class CachedAttention(Attention):
-  """Attention whose cached keys and values have the heads first, so that no step has to transpose them."""
+class HeadsFirstAttention(Attention):
+  """Attention whose keys and values have the heads before the positions, in the cache as well as in between.
 
-  def keys_values(self, x: Array) -> tuple[Array, Array]:
-    """Keys and values (B, heads, L, D / heads) of x (B, L, D)."""
-    return tuple(jnp.swapaxes(part, 1, 2) for part in self(x, only_kv=True))
+  So no step of decoding has to transpose what is cached, and a whole sequence takes three quarters of the time on CPU
+  (225 positions, 8 heads of 32, batch 4: 8.5 ms of one core against 12.0; causal 9.8 against 14.1).
+  """
 
   @nn.compact
   def __call__(self, x: Array, kv: Array | None = None, *, cached: tuple[Array, Array] | None = None,
                mask: Array | None = None, causal: bool = False, only_kv: bool = False):
-    """As `Attention`, but for `cached` (B, heads, L, D / heads)."""
-    if cached is None:
-      return super().__call__(x, kv, mask=mask, causal=causal, only_kv=only_kv)
-    key, value = cached
+    """As `Attention`; keys and values, given or returned, are (B, heads, L, D / heads)."""
     width = x.shape[-1]
-    query = self._projection("query", width)(x) * (width // self.num_heads) ** -0.5
-    logits = jnp.einsum("btnh,bnlh->bntl", query, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-      logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bntl,bnlh->btnh", weights, value)
+    if cached is None:
+      source = x if kv is None else kv
+      cached = tuple(self._projection(name, width)(source).swapaxes(1, 2) for name in ("key", "value"))
+      if only_kv:
+        return cached
+    query = self._projection("query", width)(x).swapaxes(1, 2) * (width // self.num_heads) ** -0.5
+    if causal:
+      earlier = jnp.tril(jnp.ones((x.shape[1], cached[0].shape[2]), bool))
+      mask = earlier if mask is None else mask & earlier
+    out = attend(query, *cached, mask).swapaxes(1, 2)
     return nn.DenseGeneral(width, axis=(-2, -1), use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype,
                            name="out")(out)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+  """(B, heads, T, d) of scaled queries (B, heads, T, d), keys and values (B, heads, L, d).
+
+  The weights are divided by their sum after they have met the values: d numbers a query instead of L.
+
+  Args:
+    query: times 1 / sqrt(d) already.
+    key: of what is attended to.
+    value: of the same.
+    mask: bool, broadcastable to (B, heads, T, L); False is hidden.
+  """
+  scores = jnp.einsum("bntd,bnld->bntl", query, key, preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  shares = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  mixed = jnp.einsum("bntl,bnld->bntd", shares.astype(value.dtype), value, preferred_element_type=jnp.float32)
+  return (mixed / jnp.sum(shares, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def gelu(x: Array) -> Array:
+  """x times the normal distribution function of x, by erf as in the release (nn.gelu takes the slower erfc)."""
+  return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Mlp(nn.Module):
@@ -67,7 +93,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array, deterministic: bool = True) -> Array:
     width = x.shape[-1]
-    x = nn.gelu(nn.Dense(self.mlp_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x), approximate=False)
+    x = gelu(nn.Dense(self.mlp_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x))
     x = nn.Dropout(self.dropout)(x, deterministic)
     return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
 
@@ -93,36 +119,42 @@ class EncoderBlock(nn.Module):
   def __call__(self, x: Array, deterministic: bool = True) -> Array:
     drop = DropPath(self.drop_path)
     y = LayerNorm(dtype=self.dtype, name="norm1")(x)
-    x = x + drop(Attention(self.num_heads, kernel_init=INIT, dtype=self.dtype, name="attention")(y), deterministic)
+    attention = HeadsFirstAttention(self.num_heads, kernel_init=INIT, dtype=self.dtype, name="attention")
+    x = x + drop(attention(y), deterministic)
     y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp(self.mlp_dim, self.dropout, self.dtype, name="mlp")(y, deterministic)
     return constrain_batch(x + drop(y, deterministic))
 
 
 class DecoderBlock(nn.Module):
-  """x += self(norm1 x); x += cross(norm2 x, norm2 memory); x += mlp(norm3 x): one norm for queries and memory."""
+  """x += self(norm1 x); x += cross(norm2 x, norm2 memory); x += mlp(norm3 x): one norm for queries and memory.
+
+  Attributes:
+    causal: each position sees no later one; False for masked decoding, where all are seen.
+  """
   num_heads: int
   mlp_dim: int
   dropout: float = 0.0
   drop_path: float = 0.0
   dtype: Any = jnp.float32
+  causal: bool = True
 
   def setup(self):
-    attention = functools.partial(CachedAttention, self.num_heads, kernel_init=INIT, dtype=self.dtype)
+    attention = functools.partial(HeadsFirstAttention, self.num_heads, kernel_init=INIT, dtype=self.dtype)
     self.norm1, self.norm2, self.norm3 = (LayerNorm(dtype=self.dtype) for _ in range(3))
     self.attention, self.cross = attention(), attention()
     self.mlp = Mlp(self.mlp_dim, self.dropout, self.dtype)
     self.drop = DropPath(self.drop_path)
 
   def __call__(self, x: Array, memory: Array, deterministic: bool = True) -> Array:
-    """All positions at once under the causal mask: x (B, L, D), memory (B, M, D)."""
-    x = x + self.drop(self.attention(self.norm1(x), causal=True), deterministic)
+    """All positions at once: x (B, L, D), memory (B, M, D)."""
+    x = x + self.drop(self.attention(self.norm1(x), causal=self.causal), deterministic)
     x = x + self.drop(self.cross(self.norm2(x), self.norm2(memory)), deterministic)
     return constrain_batch(x + self.drop(self.mlp(self.norm3(x), deterministic), deterministic))
 
   def start(self, memory: Array, length: int) -> LayerCache:
     """An empty cache for up to `length` tokens for each memory (B, M, D)."""
-    cross_key, cross_value = (x.swapaxes(1, 2) for x in self.cross(self.norm2(memory), only_kv=True))
+    cross_key, cross_value = self.cross(self.norm2(memory), only_kv=True)
     batch, heads, _, head_dim = cross_key.shape
     empty = jnp.zeros((batch, heads, length, head_dim), cross_key.dtype)
     return LayerCache(empty, empty, cross_key, cross_value)
@@ -130,7 +162,7 @@ class DecoderBlock(nn.Module):
   def step(self, x: Array, position: Array, cache: LayerCache) -> tuple[Array, LayerCache]:
     """The next T positions, causal among themselves: x (B, T, D), the first at `position` () int32."""
     y = self.norm1(x)
-    key, value = (part.swapaxes(1, 2) for part in self.attention(y, only_kv=True))
+    key, value = self.attention(y, only_kv=True)
     cache = cache._replace(key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, position, axis=2),
                            value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, position, axis=2))
     seen = jnp.arange(cache.key.shape[2]) <= position + jnp.arange(x.shape[1])[:, None]  # (T, L)
@@ -169,10 +201,11 @@ class Decoder(nn.Module):
   dtype: Any
   remat: str
   scan: bool
+  causal: bool = True
 
   def _make_block(self, name: str | None = None, parent: Any = "scope") -> DecoderBlock:
     keyword = {"parent": None} if parent is None else {"name": name}
-    return DecoderBlock(self.num_heads, self.mlp_dim, self.dropout, self.drop_path, self.dtype, **keyword)
+    return DecoderBlock(self.num_heads, self.mlp_dim, self.dropout, self.drop_path, self.dtype, self.causal, **keyword)
 
   @nn.compact
   def __call__(self, x: Array, memory: Array, deterministic: bool = True) -> Array:
@@ -209,6 +242,7 @@ class Transformer(nn.Module):
     num_tasks: rows of the task and position embeddings (0 detection, 1 instances, 2 depth, 3 spare).
     max_len: positions of the decoder; 100 objects of 21 tokens.
     parallel: has the token that stands at every dense position (AiT-P).
+    masked: every position sees the whole sequence, in which that token stands for what is hidden (`fill_in`).
     dropout: of the features and behind the MLPs' activations.
     drop_path: of every block, not ramped.
   """
@@ -221,6 +255,7 @@ class Transformer(nn.Module):
   num_tasks: int = 4
   max_len: int = 2100
   parallel: bool = False
+  masked: bool = False
   dropout: float = 0.1
   drop_path: float = 0.1
   dtype: Any = jnp.float32
@@ -236,12 +271,12 @@ class Transformer(nn.Module):
     self.proj_mlp = Mlp(self.mlp_dim, self.dropout, self.dtype)
     self.drop_features, self.drop = nn.Dropout(self.dropout), DropPath(self.drop_path)
     self.encoder = Encoder(self.width, self.num_encoder_layers, *shared)
-    self.decoder = Decoder(self.num_decoder_layers, *shared)
+    self.decoder = Decoder(self.num_decoder_layers, *shared, causal=not self.masked)
     self.det_embed = self.param("det_embed", INIT, (self.num_tasks, 1, self.width))
     self.dec_embed = self.param("dec_embed", INIT, (self.num_tasks, self.max_len, self.width))
     self.voc_embed = self.param("voc_embed", INIT, (self.vocab_size, self.width))
     self.outp_bias = self.param("outp_bias", INIT, (self.vocab_size,))
-    if self.parallel:
+    if self.parallel or self.masked:
       self.mask_embed = self.param("mask_embed", INIT, (1, 1, self.width))
 
   def encode(self, features: Array, *, train: bool = False) -> Array:
@@ -288,8 +323,16 @@ class Transformer(nn.Module):
     x = jnp.concatenate([self.task_token(task), x], axis=1)
     return x + self.positions(task, 0, x.shape[1])
 
+  def fill_in(self, tokens: Array, task: Array, hidden: Array) -> Array:
+    """What a masked decoder reads: (B, L, D) of the tokens (B, L) themselves, some hidden (B, L); tasks (B,).
+
+    The task's token is added everywhere, since no position is left for it.
+    """
+    x = jnp.where(hidden[..., None], self.mask_embed, self.embed(tokens))
+    return x + self.task_token(task) + self.positions(task, 0, tokens.shape[1])
+
   def decode(self, x: Array, memory: Array, *, train: bool = False) -> Array:
-    """Hidden states (B, L, D) of `inputs` (B, L, D) under the causal mask, for `logits`."""
+    """Hidden states (B, L, D) of `inputs` (B, L, D) under the causal mask, or of `fill_in` without it, for `logits`."""
     return self.norm(self.decoder(x.astype(self.dtype), memory, not train))
 
   def logits(self, hidden: Array, start: int = 0, size: int | None = None) -> Array:

@@ -7,6 +7,7 @@ leads to the codewords; the decoder mirrors this. Names beside those of the rele
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from uvim_like.ops import quantize
 
 Array = jax.Array
+NHWC = ("NHWC", "HWIO", "NHWC")  # axes of maps, kernels, maps
 
 
 class Code(NamedTuple):
@@ -51,10 +53,25 @@ class Conv(nn.Module):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     init = functools.partial(uniform_fan_in, fan_in=fan_in)
     kernel, bias = self.param("kernel", init, shape), self.param("bias", init, shape[-1:])
-    out = jax.lax.conv_general_dilated(
-        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, [(self.padding,) * 2] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return out + bias.astype(self.dtype)
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    if shape[:3] == (4, 4, 1) and (self.stride, self.padding) == (2, 1):
+      return halve_one_channel(x, kernel) + bias
+    return jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, [(self.padding,) * 2] * 2,
+                                        dimension_numbers=NHWC) + bias
+
+
+def halve_one_channel(x: Array, kernel: Array) -> Array:
+  """The strided convolution of (B, 2h, 2w, 1) with a kernel (4, 4, 1, out), padded by 1: (B, h, w, out).
+
+  As one product of all 4x4 patches with the kernel: on CPU a third of the convolution's time (480 pixels, batch 4: 4.9
+  ms of one core against 15.3), which would see one channel at a time.
+  """
+  batch, height, width, _ = x.shape
+  cells = jnp.pad(x[..., 0], ((0, 0), (1, 1), (1, 1))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2)
+  cells = cells.swapaxes(2, 3).reshape(batch, height // 2 + 1, width // 2 + 1, 4)  # 2x2 pixels each
+  patches = jnp.concatenate([cells[:, a:a + height // 2, b:b + width // 2] for a in (0, 1) for b in (0, 1)], axis=-1)
+  matrix = kernel.reshape(2, 2, 2, 2, -1).swapaxes(1, 2).reshape(16, -1)  # cell y, cell x, pixel y, pixel x
+  return patches @ matrix
 
 
 class UpConv(nn.Module):
@@ -67,24 +84,32 @@ class UpConv(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, then: Callable[[Array], Array] = nn.relu) -> Array:
+    """(B, h, w, in) to (B, 2h, 2w, features), or the channels of `then`, which acts on every pixel by itself."""
     shape, fan_in = (4, 4, x.shape[-1], self.features), self.features * 16  # fan_in as torch counts it here
     init = functools.partial(uniform_fan_in, fan_in=fan_in)
     kernel, bias = self.param("kernel", init, shape), self.param("bias", init, shape[-1:])
-    return transposed_conv(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    return transposed_conv(x, kernel, lambda y: then(y + bias))
 
 
-def transposed_conv(x: Array, kernel: Array) -> Array:
+def transposed_conv(x: Array, kernel: Array, then: Callable[[Array], Array] = lambda y: y) -> Array:
   """(B, h, w, in) to (B, 2h, 2w, out); see `UpConv` for the kernel (4, 4, in, out).
 
   One 2x2 convolution for each parity of the output's row and column: on CPU five times as fast forward as one over the
   dilated input, and ten times backward (32 -> 16 channels at 32 pixels, batch 32: 36 ms against 366 ms for gradients).
+
+  Args:
+    x: the map.
+    kernel: see `UpConv`.
+    then: what is done to every pixel of the result by itself, here before the four parts are put together, which at
+      full size takes as long as the convolutions if all channels are still there.
   """
   batch, height, width, _ = x.shape
-  rows = [jnp.stack([jax.lax.conv_general_dilated(
-      x, kernel[a::2, b::2], (1, 1), [(1 - a, a), (1 - b, b)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  rows = [jnp.stack([then(jax.lax.conv_general_dilated(
+      x, kernel[a::2, b::2], (1, 1), [(1 - a, a), (1 - b, b)], dimension_numbers=NHWC))
       for b in (0, 1)], axis=3) for a in (0, 1)]  # (B, h, w, parity x, out) for each parity of y
-  return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+  return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
 
 
 class ResBlock(nn.Module):
@@ -127,9 +152,11 @@ class Decoder(nn.Module):
     x = nn.relu(Conv(self.widths[-1], 1, dtype=self.dtype, name="from_code")(x))
     for i in range(self.num_res_blocks):
       x = ResBlock(self.dtype, name=f"res{i}")(x)
-    for i, width in enumerate(self.widths[::-1]):
-      x = nn.relu(UpConv(width, self.dtype, name=f"up{i}")(x))
-    return Conv(self.channels, 1, dtype=self.dtype, name="out")(x)
+    out = Conv(self.channels, 1, dtype=self.dtype, name="out")
+    *widths, last = self.widths[::-1]
+    for i, width in enumerate(widths):
+      x = UpConv(width, self.dtype, name=f"up{i}")(x)
+    return UpConv(last, self.dtype, name=f"up{len(widths)}")(x, lambda y: out(nn.relu(y)))
 
 
 class Model(nn.Module):

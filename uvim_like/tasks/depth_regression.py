@@ -17,12 +17,13 @@ Spec = Mapping[str, tuple[int, int]]
 PLANES = ("depth",)
 OUTPUTS = ("depth",)
 LABELS = jax.ShapeDtypeStruct((1,), jnp.float32)  # one pixel of the batch's labels
+OPTIONS = ("min_depth", "max_depth")  # config keys that bound the prediction
 _MIDDLE = (MIN_DEPTH + MAX_DEPTH) / 2
 
 
-def to_planes(labels: Array, *, patch: tuple[int, int], spec: Spec) -> dict[str, Array]:
+def to_planes(labels: Array, *, patch: tuple[int, int], spec: Spec, **depth_range: float) -> dict[str, Array]:
   """Labels (B, H, W, 1) metres to {"depth": (B, N, 1, P) float metres}."""
-  del spec
+  del spec, depth_range
   return {"depth": to_patches(labels.astype(jnp.float32), patch)}
 
 
@@ -37,7 +38,8 @@ def to_metres(x: Array) -> Array:
   return _MIDDLE * (1 + x)
 
 
-def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: tuple[int, int]) -> dict[str, Array]:
+def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: tuple[int, int],
+                min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> dict[str, Array]:
   """Planes {"depth": (B, N, 1, P)} to {"depth": (B, H, W) float32 metres} clamped to the range."""
-  depth = jnp.clip(to_metres(outputs["depth"].values()), MIN_DEPTH, MAX_DEPTH)
+  depth = jnp.clip(to_metres(outputs["depth"].values()), min_depth, max_depth)
   return {"depth": from_patches(depth, grid, patch)[..., 0]}

@@ -110,13 +110,18 @@ def global_shapes(batch: Mapping[str, np.ndarray], batch_size: int) -> dict[str,
 
 def place_frozen(frozen: Tree, mesh: Mesh, config: Any) -> Tree:
   """A frozen stage on the devices; UserError when its weights were not found."""
+  check_frozen(frozen, config)
+  return sharding.place(frozen, sharding.replicated(mesh))
+
+
+def check_frozen(frozen: Tree, config: Any) -> None:
+  """Raises UserError when the weights of a frozen stage were not found."""
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
     where, source = missing_source(frozen, config)
     if not source:
       raise UserError(f"{where} is missing: the workdir of a finished stage I, or its .npz file")
     weights.load(source, where=where)  # says what is missing, and where it can be found
     raise UserError(f"{where}: '{source}' holds no weights of a stage I")
-  return sharding.place(frozen, sharding.replicated(mesh))
 
 
 def missing_source(frozen: Tree, config: Any) -> tuple[str, str | None]:

@@ -34,6 +34,7 @@ class Options(NamedTuple):
     tasks: any of "depth", "semantics", and one of "instances" and "detection"; with several the batch's "task_id"
       counts them in this order.
     parallel: AiT-P: every dense position reads the same learned token.
+    masked: a map's tokens are learned from the others, all or some hidden (as MAD's), and decoded in stages.
     num_objects: Q, slots of a sequence.
     box_norm: pixels that the coordinate table spans.
     noise: fill sequences up with noise boxes and corrupt the classes that the decoder reads.
@@ -47,6 +48,7 @@ class Options(NamedTuple):
   """
   tasks: tuple[str, ...] = ("depth",)
   parallel: bool = False
+  masked: bool = False
   num_objects: int = 100
   box_norm: float = 640
   noise: bool = True
@@ -120,8 +122,9 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
   vocabulary = named(Vocabulary, fields.pop("vocabulary", None) or {}, where="config.model.vocabulary")
   options = named(Options, config.get("solver") or {}, where="config.solver")
   options = options._replace(tasks=check_tasks(options.tasks))
-  head = build(Transformer, fields | {"vocab_size": vocabulary.size, "parallel": options.parallel},
-               {"remat": config.get("remat")}, where="config.model")
+  check_form(options)
+  fields |= {"vocab_size": vocabulary.size, "parallel": options.parallel, "masked": options.masked}
+  head = build(Transformer, fields, {"remat": config.get("remat")}, where="config.model")
   parts = Parts(backbone, head, vocabulary, make_tokenizers(config, options.tasks), options, input_size)
   check_sizes(parts)
   return parts
@@ -144,6 +147,15 @@ def check_tasks(tasks: tuple[str, ...] | str) -> tuple[str, ...]:
   if not tasks or set(OBJECTS) <= set(tasks) or len(set(tasks)) < len(tasks):
     raise UserError(f"config.solver.tasks: {tasks}; different ones are needed, and not both of {', '.join(OBJECTS)}")
   return tasks
+
+
+def check_form(options: Options) -> None:
+  """Raises UserError for masked training of objects, which would need a matching, or together with parallel tokens."""
+  if options.masked and options.parallel:
+    raise UserError("config.solver.parallel: a masked model fills in all tokens already; set one of the two")
+  if options.masked and set(options.tasks) & set(OBJECTS):
+    raise UserError(f"config.solver.masked: True, but of config.solver.tasks {', '.join(options.tasks)} only maps "
+                    f"({', '.join(MAPS)}) are learned so; objects would need a matching, as MAD has it")
 
 
 def make_tokenizers(config: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Tokenizer]:

@@ -5,13 +5,13 @@ B images, L tokens of a map, Q objects, T tokens of a mask, S its side.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from uvim_like.decoding import autoregressive, objects, parallel
+from uvim_like.decoding import autoregressive, masked, objects, parallel
 from uvim_like.decoding import soft as soft_tokens
 from uvim_like.errors import UserError, unknown
 from uvim_like.systems.ait.ait_vocab import BOX, TASK_IDS, box_pixels, to_fractions
@@ -19,7 +19,8 @@ from uvim_like.systems.ait.parts import OBJECTS, Parts, decode_maps, normalize
 from uvim_like.systems.base import Vars
 
 Array = jax.Array
-DECODE = ("ar", "parallel")
+DECODE = ("ar", "masked", "parallel")
+STAGES = (1.0, 0.8, 0.6, 0.4)  # of masked decoding: shares of tokens that are hidden (MAD's captions)
 MIN_DEPTH = 1e-3  # metres; predictions are clipped to it, and not from above
 
 
@@ -45,28 +46,52 @@ def head_call(variables: Vars, parts: Parts):
   return functools.partial(parts.head.apply, {"params": variables.params["transformer"]})
 
 
+def trained_form(parts: Parts) -> str:
+  """How the model was trained to write: one of `DECODE`."""
+  return "masked" if parts.options.masked else "parallel" if parts.options.parallel else "ar"
+
+
 def settings(parts: Parts, decode: str | None, soft_feedback: bool) -> str:
   """How to decode: as the model was trained where nothing is said; UserError for what it cannot do."""
-  decode = decode or ("parallel" if parts.options.parallel else "ar")
+  decode = decode or trained_form(parts)
   if decode not in DECODE:
     raise unknown("decode", decode, DECODE, where="predict")
+  if (decode == "masked") != parts.options.masked:
+    raise UserError(f"predict: decode='{decode}', but the model is {trained_form(parts)} (config.solver.masked and "
+                    ".parallel)")
   if decode == "parallel" and not parts.options.parallel:
     raise UserError("predict: decode='parallel' needs a model trained with config.solver.parallel=True")
   if decode == "ar" and parts.options.parallel:
     raise UserError("predict: a parallel model never learned to read dense tokens; use decode='parallel'")
   if decode == "parallel" and soft_feedback:
     raise UserError("predict: parallel decoding feeds nothing back; leave soft_feedback unset")
+  if decode == "masked" and soft_feedback:
+    raise UserError("predict: masked decoding feeds chosen tokens back; leave soft_feedback unset")
   return decode
 
 
 def write_map(variables: Vars, memory: Array, ids: Array, task: str, key: Array, *, parts: Parts, decode: str,
-              soft_feedback: bool, temperature: float, top_p: float) -> autoregressive.Sequences:
-  """A map's tokens (B, 1, L), counted from the first word of the task's tokenizer, with logits (B, 1, L, K)."""
+              soft_feedback: bool, temperature: float, top_p: float,
+              refine: Mapping[str, Any] | None = None) -> autoregressive.Sequences:
+  """A map's tokens (B, 1, L), counted from the first word of the task's tokenizer, with logits (B, 1, L, K).
+
+  `refine`: stages, order and combine of `decoding.masked.decode`, for a masked model.
+  """
   call = head_call(variables, parts)
   rows, length = parts.rows(task), parts.length(task)
+  if decode == "masked":
+    if temperature or top_p:
+      raise UserError("predict: masked decoding takes the likeliest tokens; leave temperature and top_p at 0")
+
+    def fill_in(tokens, hidden):
+      states = call(call(tokens[:, 0] + rows.start, ids, hidden[:, 0], method="fill_in"), memory, method="decode")
+      return call(states, rows.start, rows.size, method="logits")[:, None]
+
+    found = masked.decode(fill_in, key, shape=(ids.shape[0], 1, length), **(refine or {"ratios": STAGES}))
+    return autoregressive.Sequences(found.tokens, found.logprobs, jnp.sum(found.logprobs, axis=-1), found.logits)
   options = dict(temperature=temperature, top_p=top_p, forbidden=(), keep_logits=True)
   if decode == "parallel":
-    hidden = jnp.ones((len(ids), length - 1), bool)
+    hidden = jnp.ones((ids.shape[0], length - 1), bool)
     inputs = call(jnp.zeros(hidden.shape, jnp.int32), ids, hidden, method="inputs")
     logits = call(call(inputs, memory, method="decode"), rows.start, rows.size, method="logits")
     return parallel.decode(logits, key, **options)
@@ -80,7 +105,7 @@ def write_map(variables: Vars, memory: Array, ids: Array, task: str, key: Array,
     hidden, cache = call(jnp.where(position == 0, first, x), ids, position, cache, method="step")
     return call(hidden, rows.start, rows.size, method="logits"), cache
 
-  return autoregressive.decode(step, call(memory, length, method="start"), key, batch=len(ids), length=length,
+  return autoregressive.decode(step, call(memory, length, method="start"), key, batch=ids.shape[0], length=length,
                                vocab_size=rows.size, soft=1.0 if soft_feedback else None, **options)
 
 
@@ -107,7 +132,8 @@ def write_objects(variables: Vars, memory: Array, ids: Array, task: str, key: Ar
 
 def tokens(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, *, parts: Parts,
            task: str | None = None, decode: str | None = None, soft_feedback: bool = False, temperature: float = 0.0,
-           top_p: float = 0.0) -> dict[str, Array]:
+           top_p: float = 0.0, stages: Sequence[float] = STAGES, order: str = "random",
+           combine: str = "average") -> dict[str, Array]:
   """What the decoder writes for each image, before it becomes a map or objects; options as in `predict`."""
   del frozen
   task = which(task, parts)
@@ -117,7 +143,8 @@ def tokens(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array,
   if task in OBJECTS:
     written = write_objects(variables, memory, ids, task, key, **how)
     return {name: group.tokens for name, group in written.items()}
-  out = write_map(variables, memory, ids, task, key, **how)
+  out = write_map(variables, memory, ids, task, key, refine=dict(ratios=tuple(stages), order=order, combine=combine),
+                  **how)
   return {"tokens": out.tokens[:, 0], "logits": out.logits[:, 0], "logprobs": out.logprobs[:, 0]}
 
 
@@ -134,7 +161,8 @@ def which(task: str | None, parts: Parts) -> str:
 def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, *, parts: Parts,
             task: str | None = None, decode: str | None = None, soft_feedback: bool | None = None,
             soft_detokenizer: bool = True, tau: float | None = None, temperature: float = 0.0, top_p: float = 0.0,
-            windows: int = 0, flip: bool = False) -> dict[str, Array]:
+            windows: int = 0, flip: bool = False, stages: Sequence[float] = STAGES, order: str = "random",
+            combine: str = "average") -> dict[str, Array]:
   """The task's outputs from images.
 
   Args:
@@ -144,7 +172,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     key: random key of sampling.
     parts: networks and options.
     task: which one, where there are several.
-    decode: "ar" or "parallel"; as the model was trained by default.
+    decode: "ar", "parallel" or "masked"; as the model was trained by default.
     soft_feedback: the next step reads the mixture of all words in place of the chosen one, at dense positions; on by
       default where decoding is autoregressive.
     soft_detokenizer: the map is decoded from the mixture of codewords.
@@ -154,13 +182,13 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     windows: depth only: that many square windows side by side, their overlap averaged (2 in NYU's protocol); 0 for
       none.
     flip: depth only: averaged with the mirrored image's.
+    stages, order, combine: of masked decoding, see `decoding.masked.decode`.
 
   Returns:
     {"depth"}, {"semantics"}, or {"boxes", "scores", "classes"} and, with masks, "masks" (B, Q, S, S) inside the boxes.
   """
   task = which(task, parts)
-  parallel_form = (decode or ("parallel" if parts.options.parallel else "ar")) == "parallel"
-  soft_feedback = not parallel_form if soft_feedback is None else soft_feedback
+  soft_feedback = (decode or trained_form(parts)) == "ar" if soft_feedback is None else soft_feedback
   how = dict(parts=parts, decode=settings(parts, decode, soft_feedback), soft_feedback=soft_feedback,
              temperature=temperature, top_p=top_p)
   if task in OBJECTS:
@@ -168,6 +196,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     written = write_objects(variables, memory, ids, task, key, **how)
     return to_objects(written, frozen, parts=parts, soft=soft_detokenizer,
                       tau=parts.options.mask_tau if tau is None else tau)
+  how |= {"refine": dict(ratios=tuple(stages), order=order, combine=combine)}
   tau = (parts.options.tau if tau is None else tau) if soft_detokenizer else None
   draw = functools.partial(draw_map, variables, frozen, task=task, key=key, tau=tau, how=how)
   if task == "semantics":
@@ -184,7 +213,7 @@ def draw_map(variables: Vars, frozen: Any, batch: Mapping[str, Array], *, task: 
   out = write_map(variables, memory, ids, task, key, **how)
   grid = parts.map_grid(task)
   code = out.tokens[:, 0] if tau is None else out.logits[:, 0]
-  maps = decode_maps(frozen, task, code.reshape(len(ids), *grid, *code.shape[2:]), parts=parts, tau=tau)
+  maps = decode_maps(frozen, task, code.reshape(ids.shape[0], *grid, *code.shape[2:]), parts=parts, tau=tau)
   height, width = batch["image"].shape[1:3]
   return maps[:, :height, :width]
 

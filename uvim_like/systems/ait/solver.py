@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from uvim_like import weights
+from uvim_like.decoding import masked
 from uvim_like.errors import UserError
 from uvim_like.systems.ait import losses, predict, sequences
 from uvim_like.systems.ait.ait_vocab import TASK_IDS
@@ -26,6 +27,7 @@ from uvim_like.systems.base import LossOut, System, Vars
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+MASK_RATIOS = (1.0, 0.7)  # of masked training: every map once with all its tokens hidden, once with so many (MAD)
 
 
 def make(config: Mapping[str, Any]) -> System:
@@ -94,13 +96,42 @@ def forward(variables: Vars, image: Array, sequence: sequences.Sequence, task: A
             parts: Parts) -> tuple[Array, Any]:
   """Teacher-forced logits (B, L, V) of normalised images, and the backbone's next state."""
   feature_key, head_key = jax.random.split(key)
-  features, updated = parts.backbone.apply(
-      {"params": variables.params["backbone"], "state": variables.state}, image, train=train,
-      rngs={"dropout": feature_key}, mutable=["state"])
+  features, state = encode(variables, image, feature_key, train, parts=parts)
   hidden = sequence.dense[:, :-1] if parts.options.parallel else None
   logits = parts.head.apply({"params": variables.params["transformer"]}, features[-1], sequence.inputs[:, :-1], task,
                             hidden=hidden, train=train, rngs={"dropout": head_key})
-  return logits, updated.get("state", {}) if train else variables.state
+  return logits, state
+
+
+def encode(variables: Vars, image: Array, key: Array, train: bool, *, parts: Parts) -> tuple[Any, Any]:
+  """The backbone's features of normalised images, and its next state."""
+  features, updated = parts.backbone.apply(
+      {"params": variables.params["backbone"], "state": variables.state}, image, train=train, rngs={"dropout": key},
+      mutable=["state"])
+  return features, updated.get("state", {}) if train else variables.state
+
+
+def masked_forward(variables: Vars, image: Array, sequence: sequences.Sequence, task: Array, key: Array, train: bool, *,
+                   parts: Parts) -> tuple[Array, sequences.Sequence, Any]:
+  """Logits (B, C L, V) of C copies of the sequences with tokens hidden, what these ask for, and the next state.
+
+  The copies lie side by side. The first one is hidden as a whole: what depends on all of a map (the auxiliary loss)
+  reads that one.
+  """
+  feature_key, head_key, draw_key = jax.random.split(key, 3)
+  features, state = encode(variables, image, feature_key, train, parts=parts)
+  call = functools.partial(parts.head.apply, {"params": variables.params["transformer"]})
+  memory = call(features[-1], train=train, rngs={"dropout": head_key}, method="encode")
+  logits, hidden = [], []
+  for i, ratio in enumerate(MASK_RATIOS):
+    draws = jax.random.uniform(jax.random.fold_in(draw_key, i), sequence.inputs.shape)
+    hidden.append(masked.lowest(draws, int(draws.shape[1] * ratio)))
+    x = call(sequence.inputs, task, hidden[-1], method="fill_in")
+    states = call(x, memory, train=train, rngs={"dropout": jax.random.fold_in(head_key, i)}, method="decode")
+    logits.append(call(states, method="logits"))
+  copies = [sequence._replace(targets=jnp.where(mask, sequence.targets, sequences.IGNORED)) for mask in hidden]
+  side_by_side = sequences.Sequence(*(jnp.concatenate(arrays, axis=1) for arrays in zip(*copies)))
+  return jnp.concatenate(logits, axis=1), side_by_side, state
 
 
 def map_targets(batch: Batch, task: str, frozen: Any, *, parts: Parts) -> tuple[sequences.Sequence, Array]:
@@ -149,7 +180,10 @@ def loss(variables: Vars, frozen: Any, batch: Batch, key: Array, train: bool, *,
       found[TASK_IDS[task]], objects = object_targets(sequence_key, batch, frozen, parts=parts)
   sequence = sequences.select(ids, found)
   image = normalize(batch, ids)
-  logits, state = forward(variables, image, sequence, ids, model_key, train, parts=parts)
+  if options.masked:
+    logits, sequence, state = masked_forward(variables, image, sequence, ids, model_key, train, parts=parts)
+  else:
+    logits, state = forward(variables, image, sequence, ids, model_key, train, parts=parts)
   total, metrics = objective(logits, sequence, truth, objects, ids, frozen, parts=parts)
   return LossOut(total, state, metrics)
 

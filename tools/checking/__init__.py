@@ -1,0 +1,1 @@
+"""What `tools.make_data check` looks at."""

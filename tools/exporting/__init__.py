@@ -1,0 +1,1 @@
+"""The forms that `tools.export` writes, and their checks."""

@@ -1,0 +1,1 @@
+"""What `tools.predict` reads, writes and draws."""

@@ -1,0 +1,1 @@
+"""The forms that `tools.make_data` writes."""

@@ -1,0 +1,1 @@
+"""What the page of `tools.report` shows: runs, pictures, tables."""

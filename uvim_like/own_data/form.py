@@ -1,0 +1,76 @@
+"""A config's form `folder`: which facts of somebody's data it needs, and these put into it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections as mlc
+
+from uvim_like.own_data import facts as own
+from uvim_like.own_data.facts import Facts
+
+SWITCH = "folder"
+OFF = ("folder=false", "folder=0")
+SHOWN = 12   # names in a line
+# Op of a preprocessing string -> what it needs of the folder.
+_OPS = {"semantic_labels": ("semantic",), "depth_labels": ("depth",), "nyu_depth": ("depth",),
+        "normal_labels": ("normals",), "coco_panoptic": ("panoptic",), "instances": ("instances", "masks"),
+        "tokenize_captions": ("captions",)}
+
+KINDS = (("semantic", "classes"), ("panoptic", "kinds of segments"), ("objects", "kinds of objects"))
+# Task of MAD, whose strings read more than one task learns -> the same.
+_TASKS = {"boxes": ("instances",), "masks": ("instances", "masks"), "keypoints": ("instances",),
+          "captions": ("captions",)}
+
+
+def data_dir_of(arg: str, overrides: Iterable[str]) -> str | None:
+  """The folder of "…:folder" with an override "data_dir=…"; None for another form, or where no folder is said."""
+  words = {word.strip().partition("=")[0] for word in arg.split(",") if word.strip().lower() not in OFF}
+  given = [text.partition("=")[2] for text in overrides if text.startswith("data_dir=")]
+  return given[-1] if SWITCH in words and given else None
+
+
+def needs(config: Mapping[str, Any]) -> frozenset[str]:
+  """What the training strings of a config read, as `facts.read` wants it; what none of its tasks learns is optional."""
+  text = config["pp_train"]
+  found = {need for op, wanted in _OPS.items() if re.search(rf"\b{op}\b(?!\")", text) for need in wanted}
+  if "masks=False" in text:
+    found -= {"masks"}
+  tasks = tuple((config.get("objectives") or {}).get("tasks", ()))
+  if not tasks:
+    return frozenset(found)
+  must = set(_TASKS[tasks[0]]) if len(tasks) == 1 else set()
+  return frozenset(must | {f"{need}?" for need in found - must - {"masks"}})
+
+
+def read(config: Mapping[str, Any], data_dir: str) -> Facts:
+  """The facts that a config needs; UserError as `facts.read`."""
+  return own.read(data_dir, needs(config))
+
+
+def summary(config: Mapping[str, Any]) -> str:
+  """One line of what a config took over from own data; "" for other data."""
+  names = config.get("class_names") or {}
+  if SWITCH not in str(config["dataset"]):
+    return ""
+  parts = [f"{len(names[kind])} {words} ({', '.join(_name(entry) for entry in list(names[kind])[:SHOWN])}"
+           f"{', …' if len(names[kind]) > SHOWN else ''})"
+           for kind, words in KINDS
+           if names.get(kind)]
+  parts += [f"depth up to {config['max_depth']:g} m"] if config.get("max_depth") else []
+  splits = " and ".join(dict.fromkeys(filter(None, (config["train_split"], config.get("val_split")))))
+  return f"own data in {config.get('data_dir')}: {', '.join([f'splits {splits}', *parts])}"
+
+
+def _name(entry: str | Mapping[str, Any]) -> str:
+  return entry if isinstance(entry, str) else str(entry["name"])
+
+
+def put(config: mlc.ConfigDict, found: Facts, data_dir: str) -> None:
+  """Names of classes and the folder, which do not go into a config as arguments; alters it."""
+  config.data_dir = data_dir
+  if found.class_names:
+    config.class_names = found.class_names
+  for name, evaluator in config.get("evals", ()):
+    if evaluator == "coco_panoptic":
+      config[name].metric.categories = found.class_names["panoptic"]
