@@ -8,6 +8,7 @@ differ by some levels.) Formats that no dataset has are read by Pillow.
 import io
 import os
 import pathlib
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -82,6 +83,7 @@ def decode(data: bytes, *, name: str, dataset: str = "") -> np.ndarray:
 def _reason(error: BaseException) -> str:
   """A library's words, without what it calls the bytes or its own function."""
   text = " ".join(str(getattr(error, "message", None) or error).split())
+  text = re.sub(r"\{\{.*?\}\}", "", text)
   return text.split("<_io.BytesIO")[0].split("[Op:")[0].strip()[:160] or type(error).__name__
 
 

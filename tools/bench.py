@@ -15,6 +15,7 @@ from types import ModuleType
 
 import jax
 
+from tools import shell
 from uvim_like.errors import UserError, unknown
 from uvim_like.flags import Parser
 from uvim_like.training.logs import table_text
@@ -66,15 +67,7 @@ def run(flags: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, or 2 after a person's mistake, shown as one line."""
-  argv = list(sys.argv[1:] if argv is None else argv)
-  try:
-    run(parse(argv))
-  except UserError as error:
-    if "--debug" in argv:
-      raise
-    print(f"bench: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return shell.exit_status("bench", lambda words: run(parse(words)), argv)
 
 
 if __name__ == "__main__":

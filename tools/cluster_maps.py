@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from tools import shell
 from tools.reporting import examples, figures, figures_clusters, figures_maps, html, validation
 from tools.reporting.examples import POLYMAX, Examples, Loaded
 from tools.reporting.figures_clusters import COLUMNS, GREY, Color, Sheet
@@ -246,14 +247,14 @@ def write(workdir: str | os.PathLike, out: str | os.PathLike, *, images: Sequenc
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; a person's mistake is one line and exit status 2."""
-  try:
-    options = parse(list(sys.argv[1:] if argv is None else argv))
-    count = write(options.workdir, options.out, images=options.image, rows=options.rows)
-  except UserError as error:
-    print(f"cluster_maps: {error}", file=sys.stderr)
-    return 2
+  return shell.exit_status("cluster_maps", run, argv)
+
+
+def run(argv: Sequence[str]) -> None:
+  """Writes the sheet and says how many images it shows."""
+  options = parse(argv)
+  count = write(options.workdir, options.out, images=options.image, rows=options.rows)
   print(f"{options.out}: {count} image{'s' if count > 1 else ''}")
-  return 0
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tools import shell
 from tools.comparisons import DATA, SUITES, Row
 from uvim_like import config as configs
+from uvim_like import flags
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import run as evaluation
 from uvim_like.evaluators.base import Metric
@@ -36,8 +38,13 @@ COLUMNS = {"nyu_depth": ("RMSE", "abs_RE", "delta1"), "mean_iou": ("mIoU", "pixe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Trains what is missing and prints the table; UserError is one line and exit status 2."""
-  parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__,
+  """Trains what is missing and prints the table; a person's mistake is one line and exit status 2."""
+  return shell.exit_status("compare", command, argv)
+
+
+def command(argv: Sequence[str]) -> None:
+  """The command behind its shell."""
+  parser = flags.Parser(prog="python -m tools.compare", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
   parser.add_argument("--out", default="compare", help="folder for data, workdirs and table.json")
@@ -46,13 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--steps", type=int, default=None, help="steps of every training, to try the command in a minute")
   parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each on its share of the cores")
   options = parser.parse_args(argv)
-  try:
-    rows = chosen(options.suite, options.rows)
-    run(rows, pathlib.Path(options.out), images=options.images, steps=options.steps, jobs=options.jobs)
-  except UserError as error:
-    print(f"compare: {error}", file=sys.stderr)
-    return 2
-  return 0
+  rows = chosen(options.suite, options.rows)
+  run(rows, pathlib.Path(options.out), images=options.images, steps=options.steps, jobs=options.jobs)
 
 
 def chosen(suite: str, names: str) -> list[Row]:

@@ -16,39 +16,33 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tools import shell
 from tools.evaluating.evaluate_table import Measured, text, write
 from uvim_like import config as configs
 from uvim_like import flags
 from uvim_like.errors import UserError
-from uvim_like.training import workdir as workdirs
 
 METRIC = "--metric."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command and returns its exit status; a mistake is one line (`--debug` shows the traceback)."""
-  argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  try:
-    spec, overrides, rest = configs.split_argv(argv)
-    if spec is not None:
-      raise UserError("--config: the run's own config is used; single values change by --config.key=value")
-    words, metric = metric_options(rest)
-    options = parse(words)
-    if options.workdir is not None:
-      title, out, measured = of_run(options, overrides, metric)
-    else:
-      title, out, measured = of_files(options, overrides, metric)
-    print(text(title, measured))
-    write(out, title, measured)
-    print(f"\n{out}")
-  except (UserError, OSError) as error:
-    reason = None if isinstance(error, UserError) else workdirs.disk_reason(error)
-    if "--debug" in argv or not (reason or isinstance(error, UserError)):
-      raise
-    print(f"evaluate: {f'{error.filename}: {reason}' if reason else error}", file=sys.stderr)
-    return 2
-  return 0
+  return shell.exit_status("evaluate", run, argv)
+
+
+def run(argv: Sequence[str]) -> None:
+  """Measures, prints the table and writes it."""
+  words, metric = metric_options(argv)
+  overrides, rest = shell.overrides_of_run(words)
+  options = parse(rest)
+  if options.workdir is not None:
+    title, out, measured = of_run(options, overrides, metric)
+  else:
+    title, out, measured = of_files(options, overrides, metric)
+  print(text(title, measured))
+  write(out, title, measured)
+  print(f"\n{out}")
 
 
 def metric_options(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -25,11 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from tools import shell
 from tools.exporting import export_card, export_flags, export_weights
 from tools.exporting.export_flags import FILES, PROGRAMS, SUFFIXES
 from uvim_like.errors import UserError
 from uvim_like.training import trained as runs
-from uvim_like.training import workdir as workdirs
 
 
 class Failed(Exception):
@@ -280,19 +280,17 @@ def check_program(flags: argparse.Namespace, overrides: Sequence[str], path: pat
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; exit status 0, 1 where an artefact is not what the run is, 2 after a person's mistake."""
-  argv = list(sys.argv[1:] if argv is None else argv)
+  return shell.exit_status("export", command, argv)
+
+
+def command(argv: Sequence[str]) -> int:
+  """1 where an artefact is not what the run is, else 0."""
+  flags, overrides = export_flags.parse(argv, description=__doc__)
   try:
-    flags, overrides = export_flags.parse(argv, description=__doc__)
     (check if flags.check else run)(flags, overrides)
   except Failed as error:
     print(f"export: {error}", file=sys.stderr)
     return 1
-  except (UserError, OSError) as error:
-    reason = None if isinstance(error, UserError) else workdirs.disk_reason(error)
-    if "--debug" in argv or not (reason or isinstance(error, UserError)):
-      raise
-    print(f"export: {f'{error.filename or flags.out}: {reason}' if reason else error}", file=sys.stderr)
-    return 2
   return 0
 
 

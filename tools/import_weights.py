@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tools import import_ait
+from tools import import_ait, shell
 from uvim_like import config as configs
 from uvim_like import names, trees, weights
 from uvim_like.config_schema import task_of
@@ -192,15 +192,7 @@ def run(flags: argparse.Namespace, config: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns the exit code: 0, or 2 after a person's mistake, shown as one line."""
-  argv = list(sys.argv[1:] if argv is None else argv)
-  try:
-    run(*parse(argv))
-  except UserError as error:
-    if "--debug" in argv:
-      raise
-    print(f"import_weights: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return shell.exit_status("import_weights", lambda words: run(*parse(words)), argv)
 
 
 if __name__ == "__main__":

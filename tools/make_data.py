@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from tools import shell
 from tools.checking import check_data
 from tools.rendering import instance_arrays, scenes_arrays
 from uvim_like import scenes
@@ -195,18 +196,18 @@ def main(argv: list[str]) -> int:
   """Runs the command; returns the exit code: 0, 1 when `check` finds problems, or 2 after a mistake in the flags, shown as one line."""
   if list(argv[:1]) == ["check"]:
     return check_data.main(argv[1:])
-  try:
-    flags = parse_flags(argv)
-    written = make_scenes(flags)
-  except UserError as error:
-    print(f"make_data: {error}", file=sys.stderr)
-    return 2
+  return shell.exit_status("make_data", run, argv)
+
+
+def run(argv: list[str]) -> None:
+  """Writes the dataset and says what was written."""
+  flags = parse_flags(argv)
+  written = make_scenes(flags)
   h, w = flags.size
   counts = ", ".join(f"{count} {split}" for split, count in flags.counts.items())
   print(f"scenes {scenes.VERSION}, {h} x {w} pixels: {counts}")
   for path in written:
     print(f"  {path}")
-  return 0
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 import train
+from tools import shell
 from tools.predicting import overlay, predict_files, predict_inputs
 from tools.predicting.predict_inputs import Source
-from uvim_like import config as configs
 from uvim_like import flags, pictures
 from uvim_like.errors import UserError
 from uvim_like.inference import model as models
@@ -44,19 +44,14 @@ SHOWN = 3   # names in a line about files that are left out
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command and returns its exit status; a mistake is one line (`--debug` shows the traceback)."""
-  argv = list(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  try:
-    spec, overrides, rest = configs.split_argv(argv)
-    if spec is not None:
-      raise UserError("--config: the run's own config is used; single values change by --config.key=value")
-    return int(run(parse(rest), overrides) > 0)
-  except (UserError, OSError) as error:
-    reason = None if isinstance(error, UserError) else workdirs.disk_reason(error)
-    if "--debug" in argv or not (reason or isinstance(error, UserError)):
-      raise
-    print(f"predict: {f'{error.filename}: {reason}' if reason else error}", file=sys.stderr)
-    return 2
+  return shell.exit_status("predict", command, argv)
+
+
+def command(argv: Sequence[str]) -> int:
+  """1 where pictures failed, else 0."""
+  overrides, rest = shell.overrides_of_run(argv)
+  return int(run(parse(rest), overrides) > 0)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

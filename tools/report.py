@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from tools import shell
 from tools.reporting import examples, html, report_config, report_pictures, report_systems, report_training, runs
 from tools.reporting.examples import (
   MAD,
@@ -63,6 +64,11 @@ TAIL = {"minutes": "training, min", "milliseconds": "prediction, ms/image", "run
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; a person's mistake is one line and exit status 2."""
+  return shell.exit_status("report", run, argv)
+
+
+def run(argv: Sequence[str]) -> None:
+  """Writes the page and says how large it is."""
   parser = flags.Parser(prog="python -m tools.report", description=__doc__,
                         formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, help="folders of trainings, with commas")
@@ -71,15 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--table", default="", help="JSON list of more rows of the table: [{name, RMSE, minutes, …}]; a "
                       "row with the name of a run's row replaces its values")
   parser.add_argument("--title", default=None, help="of the page; by default it follows from the runs")
-  try:
-    options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-    extra = read_table(pathlib.Path(options.table)) if options.table else []
-    size = write(options.workdir.split(","), options.out, rows=options.rows, extra=extra, title=options.title, say=print)
-  except UserError as error:
-    print(f"report: {error}", file=sys.stderr)
-    return 2
+  options = parser.parse_args(argv)
+  extra = read_table(pathlib.Path(options.table)) if options.table else []
+  size = write(options.workdir.split(","), options.out, rows=options.rows, extra=extra, title=options.title, say=print)
   print(f"{options.out}: {size / 1e6:.2f} MB")
-  return 0
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, Any]]:

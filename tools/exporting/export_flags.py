@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from uvim_like import config as configs
+from tools import shell
 from uvim_like import flags as flag_tools
 from uvim_like.errors import UserError, unknown
 
@@ -25,9 +25,7 @@ def parse(argv: Sequence[str], *, description: str) -> tuple[argparse.Namespace,
   Raises:
     UserError: naming the flag and the nearest valid value.
   """
-  spec, overrides, rest = configs.split_argv(argv)
-  if spec is not None:
-    raise UserError("--config: the run's own config is taken; single keys can be set: --config.oracle.model_init=D")
+  overrides, rest = shell.overrides_of_run(argv)
   parser = flag_tools.Parser(prog="python -m tools.export", description=description,
                              formatter_class=argparse.RawDescriptionHelpFormatter,
                              epilog="--config.key=value changes a key of the run's config, e.g. where stage I lies.")
