@@ -74,14 +74,14 @@ def test_positions_and_memory(runs):
     np.testing.assert_allclose(memory.transpose(0, 2, 1).reshape(want.shape), want, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("stored", TASKS)
-def test_logits(runs, stored):
+@pytest.mark.parametrize("kind", TASKS)
+def test_logits(runs, kind):
   for arrays, vocabulary, call, _ in runs:
-    tokens, want = jnp.asarray(arrays[f"in/seq_{stored}"]), arrays[f"out/logits_{stored}"]
+    tokens, want = jnp.asarray(arrays[f"in/seq_{kind}"]), arrays[f"out/logits_{kind}"]
     outputs = call(tokens, picture_of(arrays, call), method="decode")
     everything = call(outputs[-1], ((0, want.shape[-1]),), method="logits")
     np.testing.assert_allclose(everything, want, atol=TOLERANCE)
-    task = TASKS[stored]
+    task = TASKS[kind]
     sliced = call(outputs[-1], vocabulary.rows(task), method="logits")
     ids = np.asarray(vocabulary.to_table(task, np.arange(vocabulary.width(task))))
     np.testing.assert_allclose(sliced, want[..., ids], atol=TOLERANCE)

@@ -66,7 +66,7 @@ def data(*tasks):
   return out | {"labels": (out["labels"] % 4).astype(np.int32)} if tasks == ("semantics",) else out
 
 
-EACH = [("semantics",), ("instances", "depth")]  # depth alone and detection: shapes in tests/configs_ait_test.py
+EACH = [pytest.param(("semantics",), marks=pytest.mark.slow), ("instances", "depth")]  # depth alone and detection: shapes in tests/configs_ait_test.py
 
 
 @pytest.mark.parametrize("tasks", EACH)

@@ -46,7 +46,8 @@ def run(made, task, data=None, train=True):
   return jax.jit(lambda v, b: made.loss(v, (), b, KEY, train))(variables(task), data or batch(task))
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", [pytest.param(task, marks=pytest.mark.slow) if task == "semantic_segmentation" else task
+                                  for task in KINDS])
 def test_a_training_step(task):
   made, data = system(task), batch(task)
   state = start_from(variables(task), tx=optax.sgd(1e-2))

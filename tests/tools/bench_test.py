@@ -39,6 +39,7 @@ def test_rows_of_uvim_are_what_they_were():
   assert bench_timing.row("x", 1.0, 4.0, "plain") == ("x", "1", "plain 4", "0.25")
 
 
+@pytest.mark.slow
 def test_ait_rows(heads):
   rows = bench_ait.depth_rows(repeats=1, heads=heads) + bench_ait.batch_one_rows(repeats=1, heads=heads)
   rows += bench_ait.tokenizer_rows(repeats=1, parts=heads["ar"]) + bench_ait.machine_rows(repeats=1)
@@ -69,6 +70,7 @@ def mad_parts(form, kind=bench_mad.FromMemory):
   return parts._replace(model=kind(**given))
 
 
+@pytest.mark.slow
 def test_mad_calls_are_counted_where_they_happen():
   counts = bench_mad.count_calls(bench_mad.ways(lambda form: mad_parts(form, bench_mad.Counted), GRID, chunk=4))
   tokens = 4 * 5 + 3 * 3 + 2 * 3

@@ -192,7 +192,7 @@ def uvim_config(**model):
   return {"task": "depth", "model": fields | model, "w_commitment": 0.25}
 
 
-@pytest.mark.parametrize("min_count", [0.1, 1.1])
+@pytest.mark.parametrize("min_count", [0.1, pytest.param(1.1, marks=pytest.mark.slow)])
 def test_codebook_accumulates_as_with_one_big_batch(min_count):
   """The statistics add up and the dictionary advances once; unused words split in the second case."""
   rng = np.random.default_rng(0)

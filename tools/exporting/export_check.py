@@ -198,7 +198,7 @@ def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray]) -> list[dict[st
     if done.returncode:
       lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
       raise NotRunning(lines[-1][:300] if lines else f"status {done.returncode}")
-    return [dict(np.load(out / f"{file.stem}.npz")) for file in files]
+    return [dict(np.load(out / f"{file.stem}.npz", allow_pickle=False)) for file in files]
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------

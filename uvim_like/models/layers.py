@@ -68,18 +68,10 @@ class Attention(nn.Module):
 
 def attend_cached(query: Array, key: Array, value: Array, *, mask: Array | None = None) -> Array:
   """Attention of queries (B, L, heads, d) over cached keys and values (B, heads, M, d); mask as in `Attention`."""
-  scale = query.shape[-1] ** -0.5
-  # One query is no matrix product: multiplied and summed, B · heads products of a single row take a quarter less time.
-  single = query.shape[1] == 1
-  if single:
-    scores = jnp.sum(query.swapaxes(1, 2) * key, axis=-1, dtype=jnp.float32)[:, :, None] * scale
-  else:
-    scores = jnp.einsum("blhd,bhmd->bhlm", query, key, preferred_element_type=jnp.float32) * scale
+  scores = jnp.einsum("blhd,bhmd->bhlm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
   if mask is not None:
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
   shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  if single:
-    return jnp.sum(shares.swapaxes(2, 3) * value, axis=2, dtype=jnp.float32).astype(value.dtype)[:, None]
   return jnp.einsum("bhlm,bhmd->blhd", shares, value)
 
 
