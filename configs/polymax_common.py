@@ -147,13 +147,14 @@ def evaluator(config: mlc.ConfigDict, arg: mlc.ConfigDict, name: str, kind: str,
     config[name].split = arg.val
 
 
-def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1200) -> mlc.ConfigDict:
+def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1200, batch_size: int = 32,
+         lr: float = 2e-3) -> mlc.ConfigDict:
   """`runlocal`: a narrow network and a few minutes of two CPU cores."""
   if arg.runlocal:
     total_steps = total_steps // 2 if arg.folder else total_steps   # own pictures are half as large again
     config.model.update(NARROW_PIXEL if arg.per_pixel else NARROW)
-    config.total_steps, config.batch_size = total_steps, 32
-    config.lr, config.wd = 2e-3, 1e-4
+    config.total_steps, config.batch_size = total_steps, batch_size
+    config.lr, config.wd = lr, 1e-4
     config.lr_mults, config.wd_mults = [], [('.*/kernel', 1.0)]
     config.schedule.warmup_steps = total_steps // 10
     config.log_training_steps = 50

@@ -45,4 +45,4 @@ def get_config(arg=''):
   elif arg.phase == 'pretrain' and not arg.scenes:
     config.max_depth = 128.0
     config.depth_val.metric.max_depth = 128.0
-  return polymax.vary(config, arg)
+  return polymax.vary(config, arg, total_steps=900, batch_size=64, lr=3e-3)
