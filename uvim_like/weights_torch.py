@@ -140,7 +140,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
       return {name: _read_tensor(archive, root, tensor) for name, tensor in tensors.items()}
   except UserError:
     raise
-  except (*PICKLE_ERRORS, *weights.READ_ERRORS, NotImplementedError) as error:
+  except (*PICKLE_ERRORS, *weights.READ_ERRORS) as error:
     raise UserError(f"{path}: not a readable archive of torch.save ({error})") from error
 
 

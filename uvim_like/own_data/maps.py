@@ -20,8 +20,10 @@ SUFFIXES = {"labels": (".png",), "depth": (".png", ".npy", ".npz"), "semantic": 
             "panoptic": (".png",)}
 # Version in the file -> reader of its header.
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# What a damaged file raises: its archive (BadZipFile, zlib.error, RuntimeError: encrypted or compressed in an unknown way),
+# its header, which is Python's literal of a dict (SyntaxError, KeyError, TypeError, OverflowError), its end (EOFError).
 _NPY_ERRORS = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, zipfile.BadZipFile,
-               zlib.error, NotImplementedError, RuntimeError)
+               zlib.error, RuntimeError)
 
 
 def read_classes(path: epath.Path, dtype: np.dtype = np.int32) -> np.ndarray:

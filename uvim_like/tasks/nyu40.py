@@ -39,10 +39,15 @@ def read_splits(path: str | os.PathLike) -> dict[str, np.ndarray]:
           for name, key in (("train", "trainNdxs"), ("test", "testNdxs"))}
 
 
+# Of scipy's reader: another format or a damaged one (ValueError, TypeError), and MATLAB 7.3, which is HDF5 and which it says
+# it does not read (NotImplementedError).
+MAT_ERRORS = (ValueError, TypeError, NotImplementedError)
+
+
 def _mat(path: str | os.PathLike, key: str) -> np.ndarray:
   try:
     table = scipy.io.loadmat(os.fspath(path))
-  except (OSError, ValueError, NotImplementedError, TypeError) as error:
+  except (OSError, *MAT_ERRORS) as error:
     raise UserError(f"{path}: not a MATLAB file that can be read ({error}); it comes with the NYU data") from error
   if key not in table:
     raise UserError(f"{path}: no '{key}' in it")
