@@ -244,6 +244,12 @@ def object_solver(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, tasks: tuple[s
   config.solver = dict(tasks=tasks, parallel=parallel, num_objects=slots, box_norm=canvas, mask_tau=1.0)
 
 
+def start_from_detection(config: mlc.ConfigDict) -> None:
+  """Weights of a detection model; the decoder starts anew, and the vocabulary grew by the codes of other maps."""
+  config.model_init = dict(solver='detection.npz')
+  config.model_load = dict(dont_load=('transformer/decoder/.*', 'transformer/.*_embed', 'transformer/outp_bias'))
+
+
 def mix_depth(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, rows: tuple[int, int]) -> None:
   """Adds NYU's depth to the data of an object solver: two parts of one batch, depth in the canvas's upper left."""
   canvas = config.model.input_size[0]

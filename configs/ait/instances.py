@@ -24,9 +24,7 @@ def get_config(arg=''):
   arg = common.parse_arg(arg, ait_common.ARGS | dict(parallel=False, wosoft=False), runlocal={})
   config = ait_common.base(arg, task='instance_segmentation', system='ait.solver')
   ait_common.object_solver(config, arg, tasks=('instances',), parallel=arg.parallel)
-  config.model_init = dict(solver='detection.npz')
-  # The decoder starts anew; the vocabulary grew by the codes of other maps.
-  config.model_load = dict(dont_load=('transformer/decoder/.*', 'transformer/.*_embed', 'transformer/outp_bias'))
+  ait_common.start_from_detection(config)
   config.solver.mask_aux = 0.0 if arg.wosoft else 5.0
   soft = dict(soft_feedback=False, soft_detokenizer=False) if arg.wosoft else {}
   config.object_val.pred_kw = dict(temperature=1.0, top_p=0.3) | soft

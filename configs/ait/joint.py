@@ -22,8 +22,7 @@ def get_config(arg=''):
   config = ait_common.base(arg, task='instance_segmentation', system='ait.solver')
   ait_common.object_solver(config, arg, tasks=('instances', 'depth'))
   ait_common.mix_depth(config, arg, rows=(28, 4) if arg.runlocal else (60, 4))
-  config.model_init = dict(solver='detection.npz')
-  config.model_load = dict(dont_load=('transformer/decoder/.*', 'transformer/.*_embed', 'transformer/outp_bias'))
+  ait_common.start_from_detection(config)
   config.solver.update(depth_weight=0.2, tau=1.0)
   config.object_val.pred_kw = dict(task='instances', temperature=1.0, top_p=0.3)
   config.batch_size, config.total_steps = 64, 302_875

@@ -24,8 +24,6 @@ BATCH_KEYS = ("image", "image_ctx", "valid_size")   # of a batch, those that are
 FULL_SIZE = ("depth", "semantics", "instances", "normals")   # maps that can be brought back to the picture's own size
 SQUARE = ("square_area_resize",)   # ops that leave out what is beside the central square
 NPZ_STRING = "value_range(-1, 1)"   # what reading does to the stored pictures of the dataset "npz"
-# What tracing a program with an open size raises where the network needs to know it.
-TRACE_ERRORS = (InconclusiveDimensionOperation, TypeError, ValueError, NotImplementedError, IndexError, AssertionError)
 
 
 class Function(NamedTuple):
@@ -220,9 +218,7 @@ def lower(function: Function, *, platforms: Sequence[str] = PLATFORMS) -> Lowere
   for shape in shapes:
     try:
       exported = _export(function, shape, platforms)
-    except UserError:
-      raise
-    except TRACE_ERRORS as error:
+    except InconclusiveDimensionOperation as error:  # the network must know the size that was left open
       if shape == shapes[-1]:
         raise
       refused.append(f"{shape}: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
