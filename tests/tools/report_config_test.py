@@ -18,7 +18,8 @@ def loaded(name, *overrides, arguments="scenes,runlocal"):
 def test_only_what_differs_is_listed():
   a, b = loaded("polymax/depth"), loaded("polymax/depth", "lr=0.5", "model.num_queries=4")
   rows = report_config.differing({"a": a, "key": b})
-  assert rows == {"lr": {"a": "0.002", "key": "0.5"}, "model.num_queries": {"a": "16", "key": "4"}}
+  assert rows == {"lr": {"a": str(a.lr), "key": "0.5"},
+                  "model.num_queries": {"a": str(a.model.num_queries), "key": "4"}}
   table, = report_config.differences({"a": a, "key": b})[1:]
   assert isinstance(table, html.Html) and "num_queries" in table and "0.5" in table
   assert report_config.differences({"a": a}) == [] and "same" in report_config.differences({"a": a, "b": a})[0]
