@@ -1,12 +1,15 @@
-"""Shared by all tests: CPU with full float32 products, eight virtual devices, a persistent compilation cache."""
+"""Shared by all tests: CPU with full float32 products, eight virtual devices, quick and cached compilation."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the suite's time is compilation of programs that run once, on small arrays: LLVM need not optimise them.
+FLAGS = {"xla_force_host_platform_device_count": 8, "xla_backend_optimization_level": 0,
+         "xla_llvm_disable_expensive_passes": "true"}
+GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([GIVEN, *(f"--{name}={value}" for name, value in FLAGS.items() if name not in GIVEN)])
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
