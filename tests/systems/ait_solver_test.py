@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from uvim_like.errors import UserError
+from uvim_like.models.ait_transformer import sine_positions
 from uvim_like.systems.ait import sequences, solver
+from uvim_like.systems.ait.parts import make_parts, normalize
 from uvim_like.training.step import start_from, train_step
 from uvim_like.trees import flatten_names
 
@@ -82,17 +84,44 @@ def test_a_training_step_leaves_the_tokenizers_alone(tasks):
              if np.any(a != b)]
   assert any("voc_embed" in name for name in changed) and any("patch_embed" in name for name in changed)
   names = {"loss_code", "accuracy"}
-  names |= {aux for task, aux in (("depth", "loss_silog"), ("instances", "loss_mask")) if task in tasks}
+  names |= {aux for task, aux in (("depth", "loss_silog"), ("instances", "loss_mask"), ("semantics", "loss_pixels")) if task in tasks}
   assert names <= {name.rpartition("/")[2] for name in metrics}
 
 
-def test_the_auxiliary_loss_is_added_to_the_mean_cross_entropy():
-  with_aux, variables, frozen = make("depth")
-  without = solver.make(config("depth", depth_aux=0.0))
-  a, b = jax.jit(lambda b: [s.loss(variables, frozen, b, KEY, False) for s in (with_aux, without)])(data("depth"))
+@pytest.mark.parametrize("task, name", [("depth", "loss_silog"), ("semantics", "loss_pixels")])
+def test_the_auxiliary_loss_is_added_to_the_mean_cross_entropy(task, name):
+  with_aux, variables, frozen = make(task)
+  without = solver.make(config(task, **{f"{task}_aux": 0.0}))
+  a, b = jax.jit(lambda b: [s.loss(variables, frozen, b, KEY, False) for s in (with_aux, without)])(data(task))
   np.testing.assert_allclose(b.loss, np.mean(b.parts["loss_code"]), rtol=1e-5)
-  assert a.loss > b.loss and set(a.parts) - set(b.parts) == {"loss_silog"}
+  assert a.loss > b.loss and set(a.parts) - set(b.parts) == {name}
   assert all(part.shape == (3,) for part in a.parts.values())
+
+
+def test_an_aligned_start_changes_positions_and_cross_attention_alone():
+  parts = make_parts(config("depth", aligned=True))
+  width, grid = parts.head.width, parts.map_grid("depth")
+  shapes = jax.eval_shape(parts.head.init, KEY, jnp.zeros((1, *grid, 8)), jnp.zeros((1, 1), jnp.int32),
+                          jnp.zeros((1,), jnp.int32))["params"]
+  old = filled(shapes, 0.02)
+  new = solver.aligned(old, grid, parts=parts)
+  cross = new["decoder"]["block0"]["cross"]
+  np.testing.assert_array_equal(cross["key"]["kernel"], cross["query"]["kernel"])
+  assert 0.5 < np.std(cross["key"]["kernel"]) * width ** 0.5 < 2
+  np.testing.assert_array_equal(new["dec_embed"][2, :6], sine_positions(grid, width))
+  a, b = dict(flatten_names(old)), dict(flatten_names(new))
+  changed = {name for name in a if not np.array_equal(a[name], b[name])}
+  assert changed == {"dec_embed", "decoder/block0/cross/key/kernel", "decoder/block0/cross/query/kernel"}
+  with pytest.raises(UserError, match=r"config.solver.aligned: the code of depth is \(2, 3\)"):
+    solver.aligned(old, (4, 6), parts=parts)
+
+
+def test_standardized_depth_images_are_those_of_other_tasks():
+  images = {"image": jnp.asarray(batch()["image"])}
+  plain = normalize(images, jnp.full((3,), 2), standardize=False)
+  assert 0 <= plain.min() and plain.max() <= 1
+  np.testing.assert_array_equal(normalize(images, jnp.full((3,), 2), standardize=True),
+                                normalize(images, jnp.full((3,), 3), standardize=False))
 
 
 def test_a_joint_batch_is_its_tasks_apart():

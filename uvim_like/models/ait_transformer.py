@@ -17,7 +17,8 @@ from uvim_like.models.layers import Attention, apply_layers
 from uvim_like.ops.constraint import constrain_batch
 
 Array = jax.Array
-INIT = nn.initializers.normal(0.02)  # the release says truncated, but cuts at 2, not at two deviations
+INIT_STD = 0.02
+INIT = nn.initializers.normal(INIT_STD)  # the release says truncated, but cuts at 2, not at two deviations
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 
 

@@ -41,10 +41,15 @@ class Options(NamedTuple):
     map_size: (H, W) at the canvas's upper left that a map's code is for; None for the whole canvas.
     depth_weight: of depth's loss (0.2 in joint training).
     depth_aux: of the SILog through the frozen detokenizer; 0 for none.
+    semantics_aux: of the cross entropy a pixel through the frozen detokenizer; 0 for none. After depth's: nothing of
+      this task was released.
     mask_weight: of the cross entropy of mask codes.
     mask_aux: of dice and squared error through the frozen detokenizer, times `mask_weight`; 0 for none.
-    tau: factor on the logits in the soft detokenizer, of maps and of masks.
-    mask_tau: the same for masks.
+    tau: factor on the logits in the soft detokenizer of maps.
+    mask_tau: the same of masks.
+    standardize: images of depth, too, lose ImageNet's mean and deviation, as those of the other tasks do. The release
+      leaves them in [0, 1], where the patches of a fresh backbone differ by a tenth of what they share.
+    aligned: a fresh decoder looks at its own place first; see `solver.aligned`. Ours, for training from scratch.
   """
   tasks: tuple[str, ...] = ("depth",)
   parallel: bool = False
@@ -55,10 +60,13 @@ class Options(NamedTuple):
   map_size: tuple[int, int] | None = None
   depth_weight: float = 1.0
   depth_aux: float = 1.0
+  semantics_aux: float = 1.0
   mask_weight: float = 0.2
   mask_aux: float = 5.0
   tau: float = 0.8
   mask_tau: float = 1.0
+  standardize: bool = False
+  aligned: bool = False
 
 
 class Parts(NamedTuple):
@@ -222,13 +230,13 @@ def valid_size(batch: Mapping[str, Array]) -> Array:
   return jnp.where(batch["valid_size"] > 0, batch["valid_size"], canvas)
 
 
-def normalize(batch: Mapping[str, Array], task: Array) -> Array:
+def normalize(batch: Mapping[str, Array], task: Array, *, standardize: bool) -> Array:
   """Images (B, H, W, 3) in [-1, 1] as each task's recipe wants them; the padding of the canvas becomes 0."""
   image = batch["image"]
   unit = (image + 1) / 2
   objects = (task == TASK_IDS["instances"]) | (task == TASK_IDS["detection"]) | (task == TASK_IDS["semantics"])
   coloured = (255 * unit - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-  out = jnp.where(objects[:, None, None, None], coloured, unit)
+  out = jnp.where(objects[:, None, None, None] | standardize, coloured, unit)
   size = valid_size(batch)
   rows, columns = (jnp.arange(side) < size[:, axis, None] for axis, side in enumerate(image.shape[1:3]))
   return jnp.where((rows[:, :, None] & columns[:, None])[..., None], out, 0.0)

@@ -36,7 +36,7 @@ def encode(variables: Vars, batch: Mapping[str, Array], task: str, *, parts: Par
   if min(room) < 0:
     raise UserError(f"predict: images of {image.shape[1]} x {image.shape[2]} pixels are larger than "
                     f"config.model.input_size {parts.input_size}; use windows, or resize in preprocessing")
-  image = jnp.pad(normalize(batch, ids), ((0, 0), (0, room[0]), (0, room[1]), (0, 0)))
+  image = jnp.pad(normalize(batch, ids, standardize=parts.options.standardize), ((0, 0), (0, room[0]), (0, room[1]), (0, 0)))
   features = parts.backbone.apply({"params": variables.params["backbone"], "state": variables.state}, image)
   return head_call(variables, parts)(features[-1], method="encode"), ids
 

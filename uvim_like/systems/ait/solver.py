@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from uvim_like import weights
 from uvim_like.decoding import masked
 from uvim_like.errors import UserError
-from uvim_like.systems.ait import losses, predict, sequences
+from uvim_like.models.ait_transformer import INIT_STD, sine_positions
+from uvim_like.systems.ait import losses, predict, sequences, vqvae
 from uvim_like.systems.ait.ait_vocab import TASK_IDS
 from uvim_like.systems.ait.parts import (
   MAPS,
@@ -56,7 +57,39 @@ def init(key: Array, batch: Batch, *, parts: Parts) -> Vars:
   variables = parts.backbone.init({"params": backbone_key, "state": state_key}, image)
   features = jax.eval_shape(lambda v: parts.backbone.apply(v, image), variables)[-1]
   head = parts.head.init(head_key, jnp.zeros(features.shape), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1,), jnp.int32))
-  return Vars(params={"backbone": variables["params"], "transformer": head["params"]}, state=variables.get("state", {}))
+  head = aligned(head["params"], features.shape[1:3], parts=parts) if parts.options.aligned else head["params"]
+  return Vars(params={"backbone": variables["params"], "transformer": head}, state=variables.get("state", {}))
+
+
+def aligned(params: Mapping[str, Any], grid: tuple[int, int], *, parts: Parts) -> dict[str, Any]:
+  """Parameters of a fresh transformer each of whose map tokens first looks at its own place of the image.
+
+  The positions of a map's tokens start as the memory's, and the keys of cross-attention as its queries, so that their
+  product is largest where the two places are the same. From random ones, hundreds of steps go by before any token
+  finds its part of the image. No paper's; for training without pretrained weights.
+
+  Args:
+    params: of the transformer.
+    grid: (h, w) of the memory.
+    parts: networks and options.
+
+  Raises:
+    UserError: a map's code has another grid.
+  """
+  out = dict(params) | {"decoder": dict(params["decoder"])}
+  for task in set(parts.options.tasks) & set(MAPS):
+    if parts.map_grid(task) != tuple(grid):
+      raise UserError(f"config.solver.aligned: the code of {task} is {parts.map_grid(task)}, the image's features are "
+                      f"{tuple(grid)}; both must be equal")
+    positions = sine_positions(grid, parts.head.width)
+    out["dec_embed"] = out["dec_embed"].at[TASK_IDS[task], :len(positions)].set(positions)
+  for name, block in params["decoder"].items():
+    cross = block["cross"]
+    # Wide enough that a product of positions stands out of the softmax's flat middle, which 0.02 does not reach.
+    kernel = cross["query"]["kernel"] * (parts.head.width ** -0.5 / INIT_STD)
+    out["decoder"][name] = {**block, "cross": {**cross, "query": {**cross["query"], "kernel": kernel},
+                                               "key": {**cross["key"], "kernel": kernel}}}
+  return out
 
 
 def load(variables: Vars, *, source: str | Mapping[str, str], dont_load: tuple[str, ...] = ()) -> tuple[Vars, str]:
@@ -179,7 +212,7 @@ def loss(variables: Vars, frozen: Any, batch: Batch, key: Array, train: bool, *,
     else:
       found[TASK_IDS[task]], objects = object_targets(sequence_key, batch, frozen, parts=parts)
   sequence = sequences.select(ids, found)
-  image = normalize(batch, ids)
+  image = normalize(batch, ids, standardize=options.standardize)
   if options.masked:
     logits, sequence, state = masked_forward(variables, image, sequence, ids, model_key, train, parts=parts)
   else:
@@ -215,6 +248,8 @@ def objective(logits: Array, sequence: sequences.Sequence, truth: Mapping[str, A
     aux, shown = 0.0, {}
     if task == "depth" and options.depth_aux:
       aux, shown = depth_aux(logits, truth[task], own, frozen, number, parts=parts)
+    if task == "semantics" and options.semantics_aux:
+      aux, shown = semantics_aux(logits, truth[task], own, frozen, number, parts=parts)
     if task == "instances" and options.mask_aux:
       aux, shown = instance_aux(logits, objects, own, frozen, parts=parts)
     weight = options.depth_weight if task == "depth" else 1.0
@@ -230,16 +265,29 @@ def share(part: Array, own: Array) -> Array:
   return jnp.where(own, part, 0.0) * own.shape[0] / jnp.maximum(jnp.sum(own), 1)
 
 
+def soft_map(logits: Array, task: str, frozen: Any, *, parts: Parts) -> Array:
+  """(B, H, W, C) map of a task that logits (B, L, V) stand for, softly decoded, so that it has a gradient."""
+  rows, length = parts.rows(task), parts.length(task)
+  code = logits[:, :length, rows.start:rows.start + rows.size].reshape(len(logits), *parts.map_grid(task), rows.size)
+  return decode_maps(frozen, task, code, parts=parts, tau=parts.options.tau)
+
+
 def depth_aux(logits: Array, truth: Array, own: Array, frozen: Any, number: Array, *,
               parts: Parts) -> tuple[Array, dict[str, Array]]:
   """SILog of the softly decoded map times the number of tokens, and (B,) each image's own SILog."""
-  rows, length = parts.rows("depth"), parts.length("depth")
-  code = logits[:, :length, rows.start:rows.start + rows.size].reshape(len(logits), *parts.map_grid("depth"), rows.size)
-  depth = decode_maps(frozen, "depth", code, parts=parts, tau=parts.options.tau)
+  depth = soft_map(logits, "depth", frozen, parts=parts)
   valid = (truth > 0) & own[:, None, None, None]
   value = losses.silog(depth, truth, valid)
   each = jax.lax.stop_gradient(jax.vmap(losses.silog)(depth, truth, valid))
   return parts.options.depth_aux * value * number, {"loss_silog": each}
+
+
+def semantics_aux(logits: Array, truth: Array, own: Array, frozen: Any, number: Array, *,
+                  parts: Parts) -> tuple[Array, dict[str, Array]]:
+  """Cross entropy a pixel of the softly decoded map times the number of tokens, and (B,) each image's own."""
+  sums, counts = vqvae.reconstruction(soft_map(logits, "semantics", frozen, parts=parts), truth, "semantics")
+  each = jax.lax.stop_gradient(sums / jnp.maximum(counts, 1.0))
+  return parts.options.semantics_aux * vqvae.pooled(sums, counts, own) * number, {"loss_pixels": each}
 
 
 def instance_aux(logits: Array, objects: sequences.Objects, own: Array, frozen: Any, *,
