@@ -227,6 +227,17 @@ def test_run_lengths(streets, segmentation, message):
   assert line.startswith(f"everything/{NAMES[3]}: ") and message in line
 
 
+def test_run_lengths_of_an_impossible_size_are_not_drawn(streets):
+  side = 10 ** 6
+  entry = dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 1, 1], area=1,
+               segmentation=dict(size=[side, side], counts=[side * side]))
+  claimed = json.loads(table([entry], [dict(id=1, name="car")]))
+  claimed["images"][0].update(height=side, width=side)
+  (streets / "instances.json").write_text(json.dumps(claimed))
+  (line,) = mistakes(streets, "instances", "masks")[1]
+  assert line.startswith(f"everything/{NAMES[0]}: size mismatch: 1000000x1000000 in the table")
+
+
 def test_panoptic_categories_begin_with_one(streets):
   entries = []
   for i, name in enumerate(NAMES):

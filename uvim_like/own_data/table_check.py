@@ -138,7 +138,7 @@ def instance_entry(entry: Mapping, size: tuple[int, int], known: Collection[int]
   if isinstance(segmentation, dict):
     if tuple(segmentation["size"]) != size:
       yield "size mismatch", f"{about}: mask {tuple(segmentation['size'])}, its image {size}"
-    else:
+    elif min(size) > 0 and size[0] * size[1] <= files.MAX_PIXELS:   # what is larger is no picture's size, which is told
       yield from _run_lengths(segmentation, size, about)
   else:
     points = [xy for polygon in segmentation for xy in zip(polygon[0::2], polygon[1::2], strict=True)]
