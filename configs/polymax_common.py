@@ -116,11 +116,14 @@ def own(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, train: str,
   """The same for own data: the recipe's sizes in the proportions of the pictures, the recipe's augmentation.
 
   Pictures are stretched to one size: padding would count in the metric, which resizes predictions to the file's size.
+  Classes become labels before anything moves: padding is 0 then, void, and would be a class in the files' numbers.
+  Normals are mirrored and depth is divided as they are in the files.
   """
   size = own_pixels(arg)
-  tail = common.join(labels, 'value_range(-1, 1)', common.keep('image', 'labels'))
-  config.pp_train = common.join('decode', flip, resized(train, size), tail)
-  config.pp_eval = common.join('decode', f'resize_all({size})', tail)
+  first, last = (labels, '') if arg.task == 'semantic_segmentation' else ('', labels)
+  tail = common.join(last, 'value_range(-1, 1)', common.keep('image', 'labels'))
+  config.pp_train = common.join('decode', first, flip, resized(train, size), tail)
+  config.pp_eval = common.join('decode', first, f'resize_all({size})', tail)
   own_data.splits(config, arg)
 
 

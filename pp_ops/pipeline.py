@@ -46,7 +46,8 @@ def prepare(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
   """Opens the source and checks the whole string against its features; no example is read.
 
   Raises:
-    UserError: a mistake in the string, the dataset, the split, or outputs that cannot form a batch.
+    UserError: a mistake in the string, the dataset, the split, files without partner that are needed, or outputs that
+      cannot form a batch.
   """
   program = builder.compile_string(pp, pp_modules)
   source = open_source(dataset, split, data_dir=data_dir, skip_decode=builder.decoded_keys(program))
@@ -56,6 +57,7 @@ def prepare(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
     if key not in source.features:
       raise UserError(f"{source.name}: no feature '{key}' for the evaluator; {suggest(key, source.features)}")
   keys = builder.needed_keys(program, source.features) | set(target_keys)
+  source.check(keys)
   return Prepared(source, program, specs, tuple(k for k in source.features if k in keys), tuple(target_keys))
 
 

@@ -29,6 +29,10 @@ class Source(abc.ABC):
   def example_id(self, index: int) -> str:
     """What people call the example: a file's stem, or a record's place."""
 
+  def check(self, keys: Collection[str]) -> None:
+    """Raises UserError when one of the named features cannot be had for all examples, before any is read."""
+    del keys   # most datasets have all features of all examples
+
   @abc.abstractmethod
   def raw_specs(self, keys: Collection[str]) -> Specs:
     """Of what `fetch` returns when the named features are wanted."""
@@ -44,6 +48,7 @@ class Source(abc.ABC):
   def __getitem__(self, index: int) -> dict[str, Any]:
     """All features of one example as numpy arrays (bytes for text)."""
     keys = tuple(self.features)
+    self.check(keys)
     parsed = self.parse({k: tf.constant(v) for k, v in self.fetch(index, keys).items()}, keys)
     return {k: v.numpy() for k, v in parsed.items()}
 

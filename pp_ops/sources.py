@@ -27,7 +27,7 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None,
     skip_decode: image features wanted as encoded bytes, where the dataset has these.
 
   Raises:
-    UserError: unknown dataset or split, dataset not prepared, files without partner.
+    UserError: unknown dataset or split, dataset not prepared.
   """
   if tf.config.get_visible_devices("GPU"):   # its memory is jax's; possible only before TensorFlow's first op
     tf.config.set_visible_devices([], "GPU")

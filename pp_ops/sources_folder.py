@@ -31,6 +31,9 @@ KINDS = {
     "normals": Kind("normals", (None, None, 3), tf.uint8),
     "panoptic": Kind("panoptic_image", (None, None, 3), tf.uint8),
 }
+# A feature, or the first part of its name -> the table that gives it.
+_TABLE_OF = {"objects": "instances", "image/size": "instances", "captions": "captions", "panoptic_objects": "panoptic",
+             "panoptic_image": "panoptic"}
 _OBJECTS = {"area": ((None,), tf.int64), "bbox": ((None, 4), tf.float32), "id": ((None,), tf.int64),
             "is_crowd": ((None,), tf.bool), "label": ((None,), tf.int64)}
 
@@ -50,7 +53,7 @@ def _length(place: Place) -> int:
   if place.listed:
     first = next(iter(place.tables.values()))
     return len(layout.members(tables.ids_of(tables.read_table(first, ("images",))["images"], first), place.part))
-  return len(layout.members(list_files(place.images, IMAGE_SUFFIXES), place.part))
+  return len(layout.members(list_files(place.images, IMAGE_SUFFIXES, root=place.home), place.part))
 
 
 # --- the source ---------------------------------------------------------------------------------------------------
@@ -63,13 +66,11 @@ class FileSource(Source):
     """`upright`: images come decoded, turned as their EXIF says; else as bytes, or as the bytes decode."""
     self.name, self._upright = name, upright
     self._splits, self._spans = splits, spans
-    kinds = [set(files.labels) for files in splits.values()]
-    if any(k != kinds[0] for k in kinds):
-      raise UserError(f"{name}: the splits have different labels: {' / '.join(str(sorted(k)) for k in kinds)}")
+    kinds = dict.fromkeys(kind for files in splits.values() for kind in files.labels)
     self._encoded = "image" in skip_decode and not upright
     self.features = {"image": annotated.image_spec(encoded=self._encoded), "image/id": tf.TensorSpec([], tf.int64),
                      "image/filename": tf.TensorSpec([], tf.string)}
-    self._kinds = {KINDS[k].feature: k for k in kinds[0]}
+    self._kinds = {KINDS[k].feature: k for k in kinds}
     self.features |= {f: tf.TensorSpec(KINDS[k].shape, KINDS[k].dtype) for f, k in self._kinds.items()}
     if "panoptic_image" in self._kinds:
       self.features["panoptic_image/filename"] = tf.TensorSpec([], tf.string)
@@ -79,6 +80,15 @@ class FileSource(Source):
       raise UserError(f"{name}: the splits do not all have instances, keypoints and captions")
     if used[0] is not None:
       self.features |= annotated.specs(used[0], objects=used[0].things is not None)
+
+  def check(self, keys: Collection[str]) -> None:
+    sorts = {key: self._kinds.get(key) or _TABLE_OF.get(key) or _TABLE_OF.get(key.partition("/")[0]) for key in keys}
+    for name, files in self._splits.items():
+      for key, kind in sorts.items():
+        if key in self._kinds and kind not in files.labels:
+          raise UserError(f"{self.name}: the split '{name}' has no {kind}/")
+        if kind in files.lacks:
+          raise UserError(files.lacks[kind])
 
   def __len__(self) -> int:
     return count(self._spans)

@@ -131,7 +131,7 @@ SIZES = [(30, 44), (21, 21), (64, 10)]
 def test_semantic_maps_alone_of_mixed_sizes(tmp_path):
   fill(tmp_path, "abcdefghij", SIZES, "semantic", lambda h, w: np.arange(h * w).reshape(h, w).astype(np.uint8) % 4)
   config = configs.with_defaults(load("polymax/semantic", "folder,runlocal,backbone=tiny_convnext", tmp_path))
-  assert config.model.num_queries == 4 and config.pp_eval.startswith("decode|resize_all((64, 64))")
+  assert config.model.num_queries == 4 and config.pp_eval.startswith("decode|semantic_labels|resize_all((64, 64))")
   assert (config.train_split, config.val_split) == ("train", "validation")
   assert config.class_names.semantic == ["class 0", "class 1", "class 2", "class 3"]
   wide = load("polymax/semantic", "folder,runlocal,classes=9,size=100x200", tmp_path)   # what is written out counts
@@ -144,6 +144,22 @@ def test_labels_with_many_classes(tmp_path):
     config = load(name, "folder,runlocal", tmp_path)
     assert 'semantic_labels("labels")' in config.pp_train and config.semantic_val.metric.target_key == "labels"
     assert config.semantic_val.metric.num_classes == 700
+
+
+@pytest.mark.parametrize("folder", ["semantic", "labels"])
+@pytest.mark.parametrize("name", ["polymax/semantic", "ait/semantic"])
+def test_padding_is_void(tmp_path, name, folder):
+  pipeline = importlib.import_module("pp_ops.pipeline")
+  fill(tmp_path, "ab", SIZES, folder, lambda h, w: np.zeros((h, w), np.uint8))
+  config = configs.with_defaults(load(name, "folder,runlocal", tmp_path))
+  smaller = config.pp_train.replace("random_scale(0.5, 2.0, 0.1)", "random_scale(0.5, 0.5)")
+  smaller = smaller.replace("resize_all(80)", "resize_all(32)")   # of a window of 64
+  assert smaller != config.pp_train
+  batches = pipeline.train_batches(dataset="folder", split="train", pp=smaller, batch_size=2, data_dir=str(tmp_path),
+                                   pp_modules=config.pp_modules)
+  labels = next(batches)["labels"]
+  batches.close()
+  assert set(np.unique(labels)) == {0, 1} and (labels[:, :32, :32] == 1).all() and (labels[:, 32:] == 0).all()
 
 
 def test_captions_alone_train_captions_alone(tmp_path, monkeypatch):

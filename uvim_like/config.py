@@ -89,11 +89,11 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
   config = _built(get_config, path, [arg] if colon else [])
   if data_dir := form.data_dir_of(arg, overrides):
     found = form.read(config, data_dir)
-    for note in found.notes:
-      log.warning("%s: %s", data_dir, note)
     # What was written by hand comes last and counts.
     config = _built(get_config, path, [f"{as_arguments(found.arguments)},{arg}"])
     form.put(config, found, data_dir)
+    for note in form.notes(config, found):
+      log.warning("%s: %s", data_dir, note)
   for text in overrides:
     override(config, text)
   return config

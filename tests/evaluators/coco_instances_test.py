@@ -84,6 +84,14 @@ def test_padded_truth_is_left_out(both):
   assert scored(both, (output(BOXES), padded)) == scored(both, (output(BOXES), truth))
 
 
+def test_ids_from_zero_are_objects():
+  """As own tables may count them; the masks are features then."""
+  metric = coco_instances.make(dataset="coco_instances")
+  truth = target(1, BOXES, ids=[0, 1]) | {"image/size": np.array(SIZE)}
+  assert scored(metric, (output(BOXES), truth))["box_AP"] == pytest.approx(1)
+  assert scored(metric, (output(BOXES[1:]), truth))["box_AP"] < 0.6
+
+
 def test_crowds_are_neither_hit_nor_missed(both):
   truth = target(1, BOXES, crowd=[False, True])
   assert scored(both, (output(BOXES[:1]), truth))["box_AP"] == pytest.approx(1)

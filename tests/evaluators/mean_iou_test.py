@@ -59,6 +59,14 @@ def test_prediction_is_resized_and_raw_features_are_shifted():
   assert metric.compute(stats)["mIoU"] == 1.0 and stats.sum() == 45
 
 
+@pytest.mark.parametrize(("ignore", "counted"), [(255, 6), (None, 8)])
+def test_void_among_more_than_255_classes(ignore, counted):
+  raw = np.array([[0, 254, 255, 256], [255, 299, 299, 299]], np.uint16)
+  metric = mean_iou.make(num_classes=300, target_key="labels", ignore=ignore)
+  stats = metric.update(metric.init(), {"semantics": raw.astype(np.int64) + 1}, {"labels": raw[..., None]})
+  assert stats.sum() == counted and metric.compute(stats)["mIoU"] == 1.0
+
+
 def test_class_table_of_a_dataset():
   assert mean_iou.make(dataset="scenes").init().shape == (10, 11)
   with pytest.raises(UserError, match="num_classes"):

@@ -33,6 +33,20 @@ def test_panoptic_files_are_in_the_results_format(tmp_path):
     np.testing.assert_array_equal(saved["semantics"], semantics)
 
 
+def test_classes_of_own_data(tmp_path):
+  categories = [dict(id=4, name="car", isthing=1), dict(id=9, name="road", isthing=0)]
+  metric = save_predictions.make(str(tmp_path), dataset="folder", categories=categories)
+  output = dict(semantics=np.array([[1, 2]], np.int32), instances=np.array([[1, 2]], np.int32))
+  metric.compute(metric.update(metric.init(), output, {"_index": np.int64(0)}))
+  assert json.loads((tmp_path / "panoptic.json").read_text())["categories"] == categories
+  without = save_predictions.make(str(tmp_path), dataset="folder")   # is for depth and the like
+  assert without.compute(without.update(without.init(), dict(depth=np.ones((2, 2))), {"_index": np.int64(1)}))
+  with pytest.raises(UserError, match="metric.categories = "):
+    without.update(without.init(), output, {"_index": np.int64(1)})
+  with pytest.raises(UserError, match="must be positive"):
+    save_predictions.make(str(tmp_path), categories=[dict(id=0, name="void", isthing=0)])
+
+
 def test_depth_in_millimetres_and_colour(tmp_path):
   metric = save_predictions.make(str(tmp_path))
   depth = np.array([[1.2344, 0.0], [100.0, np.nan]], np.float32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pp_ops import pipeline
 from pp_ops.sources import open_source
 from tools import make_data
 from uvim_like.errors import UserError
@@ -196,6 +197,29 @@ def test_facts_are_read_again_when_a_file_changes(tmp_path, monkeypatch):
   monkeypatch.setattr(facts, "CACHE", str(tmp_path / "cache"))
   save(tmp_path / "semantic" / f"{NAMES[0]}.png", np.full(SIZES[0], 6, np.uint8))
   assert facts.read(str(tmp_path), {"semantic"}, progress=False).arguments["classes"] == 7
+
+
+def test_maps_without_partner_stop_only_those_who_read_them(tmp_path):
+  fill(tmp_path, NAMES[:3], maps=("semantic", "depth"))
+  (tmp_path / "depth" / f"{NAMES[1]}.png").unlink()
+  (tmp_path / "instances.json").write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
+  options = dict(dataset="folder", split="train", data_dir=str(tmp_path))
+  found = pipeline.prepare(pp='decode|semantic_labels|resize_all(16)|keep("image", "labels")', **options)
+  assert found.keys == ("image", "semantic")
+  for pp, keys, message in (('decode|depth_labels|resize_all(16)|keep("labels")', (), r"depth: 1 images without a file "
+                             r"there \(street 01\)"),
+                            ('resize(16)|keep("image")', ("objects/bbox",), "instances.json: 3 images without a file")):
+    with pytest.raises(UserError, match=message):
+      pipeline.prepare(pp=pp, target_keys=keys, **options)
+
+
+def test_splits_with_other_maps(tmp_path):
+  fill(tmp_path / "train", "ab", maps=("semantic", "depth"))
+  fill(tmp_path / "val", "cd")
+  source = open_source("folder", "train+val", data_dir=str(tmp_path))
+  source.check(("image", "semantic"))
+  with pytest.raises(UserError, match=r"the split 'val' has no depth/"):
+    source.check(("image", "depth"))
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

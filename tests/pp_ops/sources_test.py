@@ -183,8 +183,10 @@ def test_folder_with_splits_and_panoptic(tmp_path, pictures):
 def test_folder_reports_files_without_partner_before_data_flows(folder):
   (folder / "labels" / "street_1.png").unlink()
   Image.new("L", (3, 3)).save(folder / "labels" / "other.png")
+  split = open_source("folder", "train", data_dir=str(folder))
+  split.check(("image", "depth"))
   with pytest.raises(UserError) as error:
-    open_source("folder", "train", data_dir=str(folder))
+    split.check(("image", "labels"))
   assert "1 images without a file there (street_1)" in str(error.value)
   assert "1 files without an image (other)" in str(error.value)
 

@@ -106,7 +106,11 @@ def _maps(root: epath.Path, kind: str, places: Sequence[Place]) -> Truth:
   folder = folder or FOLDERS[kind][0]
   found: dict[str, epath.Path] = {}
   for home, place in homes:
-    for name, path in layout.list_files(home, SUFFIXES[folder]).items():
+    shared = place.listed and folder in place.maps and place.is_shared(folder)
+    listed = tables.names_in(place.tables.values()) if shared else None
+    for name, path in layout.list_files(home, SUFFIXES[folder], root=place.root).items():
+      if listed is not None and name not in listed:
+        continue
       if name in found:
         raise UserError(f"--gt: '{name}' is in two splits, {found[name].parent} and {home}; choose one with --split")
       found[name] = path

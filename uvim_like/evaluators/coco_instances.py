@@ -110,10 +110,10 @@ def image_size(target: Example) -> tuple[int, int]:
 # --- truth --------------------------------------------------------------------------------------------------------
 
 def truth_of(target: Example, number: int, size: tuple[int, int], *, masks: bool, shift: float) -> list[dict[str, Any]]:
-  """COCO annotations of one image from its raw features; entries with id 0 are padding."""
+  """COCO annotations of one image from its raw features; entries with id 0 and an empty box are padding."""
   field = {name: required(target, f"objects/{name}", where=f"{_WHERE}, target")
            for name in ("id", "area", "bbox", "label", "is_crowd")}
-  rows = np.flatnonzero(np.reshape(field["id"], -1) != 0)
+  rows = np.flatnonzero((np.reshape(field["id"], -1) != 0) | np.any(np.reshape(field["bbox"], (-1, 4)) != 0, -1))
   entries = []
   for i in rows:
     entry = dict(image_id=number, category_id=int(field["label"][i]) + 1, iscrowd=int(field["is_crowd"][i]),

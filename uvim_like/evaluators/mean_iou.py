@@ -17,7 +17,7 @@ _PROTOCOL = ("IoU as fractions over the {count} classes of {name}: one confusion
 
 
 def make(*, dataset: str | None = None, num_classes: int | None = None, target_key: str | None = None,
-         raw_offset: int = 1) -> Metric:
+         raw_offset: int = 1, ignore: int | None = 255) -> Metric:
   """Mean IoU of the output "semantics" (h, w): 0 = void, 1..C.
 
   The truth is the batch's "ground_truth" (a label map that kept its own size), else its "labels"; or the raw feature
@@ -27,8 +27,8 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
     dataset: whose class table gives the number of classes (set by the config's own dataset); or
     num_classes: C itself, which goes first.
     target_key: raw feature to read instead of the batch's labels.
-    raw_offset: added to the raw feature's values; 1 where its classes start at 0. What lies outside 1..C then (255,
-      say) is void.
+    raw_offset: added to the raw feature's values; 1 where its classes start at 0. What lies outside 1..C then is void.
+    ignore: the raw feature's value that is void even among C classes, as `semantic_labels` has it; None without one.
 
   Raises:
     UserError: neither a known dataset nor a number of classes.
@@ -42,16 +42,19 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
     raise UserError(f"mean_iou: num_classes {num_classes}; at least 1 is needed")
   return Metric(
       init=lambda: np.zeros((num_classes, num_classes + 1), np.int64),
-      update=functools.partial(update, num_classes=num_classes, target_key=target_key, raw_offset=raw_offset),
+      update=functools.partial(update, num_classes=num_classes, target_key=target_key, raw_offset=raw_offset,
+                               ignore=ignore),
       merge=np.add, compute=compute, target_keys=(target_key,) if target_key else (),
       protocol=_PROTOCOL.format(count=num_classes, name=name))
 
 
 def update(stats: np.ndarray, output: Example, target: Example, *, num_classes: int, target_key: str | None,
-           raw_offset: int) -> np.ndarray:
+           raw_offset: int, ignore: int | None) -> np.ndarray:
   """The matrix with one more image."""
   key = target_key or ("ground_truth" if "ground_truth" in target else "labels")
-  truth = class_map(required(target, key, where="mean_iou, target")) + (raw_offset if target_key else 0)
+  truth = class_map(required(target, key, where="mean_iou, target"))
+  if target_key:
+    truth = np.where(truth == ignore, VOID, truth + raw_offset)
   pred = class_map(required(output, "semantics", where="mean_iou, prediction"))
   return stats + confusion(resize_nearest(pred, truth.shape) - 1, truth - 1, num_classes)
 

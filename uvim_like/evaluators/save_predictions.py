@@ -2,7 +2,8 @@
 
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,8 +24,8 @@ class Saved(NamedTuple):
   annotations: tuple[dict, ...] = ()
 
 
-def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | None = None,
-         size_key: str | None = None) -> Metric:
+def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | None = None, size_key: str | None = None,
+         categories: Sequence[Mapping[str, Any]] | None = None) -> Metric:
   """Saves what `predict` gives.
 
   Under `out_dir`: "<id>.npz" with every output as it is; for "depth" (h, w) metres "depth/<id>.png", 16-bit
@@ -33,14 +34,19 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
 
   Args:
     out_dir: folder, made if absent.
-    dataset: class table for panoptic files.
+    dataset: whose class table panoptic files get; one without a table is for other outputs.
     id_key: raw feature that names an image; None for the batch's "image/id" or else "_index".
     size_key: raw feature whose height and width the pictures get (nearest), e.g. "image"; None to keep the model's.
+    categories: instead of `dataset`, a COCO-style list [{id, name, isthing}] in the order of the labels.
 
   Returns:
     A Metric giving {"saved": n}.
   """
   folder = pathlib.Path(out_dir)
+  if categories:
+    table = classes.from_categories(categories)
+  else:
+    table = classes.table(dataset) if classes.has_table(dataset) else None
 
   def update(stats: Saved, output: Example, target: Example) -> Saved:
     name = image_name(target, id_key)
@@ -49,13 +55,13 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
     shape = None if size_key is None else required(target, size_key, where="save_predictions, target").shape[:2]
     pictures = {key: value if shape is None else resize_nearest(np.asarray(value), shape)
                 for key, value in output.items() if key in ("depth", "color", "semantics", "instances")}
-    annotations = write_pictures(folder, name, pictures, dataset)
+    annotations = write_pictures(folder, name, pictures, table)
     return Saved(stats.count + 1, stats.annotations + annotations)
 
   def compute(stats: Saved) -> dict[str, float]:
     if stats.annotations:
       (folder / "panoptic.json").write_text(json.dumps(dict(annotations=stats.annotations,
-                                                            categories=coco_categories(classes.table(dataset)))))
+                                                            categories=coco_categories(table))))
     return dict(saved=float(stats.count))
 
   return Metric(
@@ -85,15 +91,22 @@ def image_name(target: Example, id_key: str | None) -> str:
   return pathlib.PurePosixPath(text.replace("/", "_").lstrip(".")).stem
 
 
-def write_pictures(folder: pathlib.Path, name: str, output: Example, dataset: str) -> tuple[dict, ...]:
-  """Writes the pictures of one image; returns its entries for panoptic.json, none or one."""
+def write_pictures(folder: pathlib.Path, name: str, output: Example, table: classes.ClassTable | None
+                   ) -> tuple[dict, ...]:
+  """Writes the pictures of one image; returns its entries for panoptic.json, none or one.
+
+  Raises UserError for segments without a table of their classes.
+  """
   if "depth" in output:
     _write_png(folder / "depth" / f"{name}.png", depth_millimetres(np.squeeze(output["depth"])))
   if "color" in output:
     _write_png(folder / "color" / f"{name}.png", color_bytes(output["color"]))
   if "semantics" not in output or "instances" not in output:
     return ()
-  ids, segments = pq.two_channel_to_segments(output["semantics"], output["instances"], classes.table(dataset))
+  if table is None:
+    raise UserError("save_predictions: panoptic files need a list of classes, which the dataset has not: "
+                    "metric.categories = [{'id': 1, 'name': 'road', 'isthing': 0}, …] in the evaluator's block")
+  ids, segments = pq.two_channel_to_segments(output["semantics"], output["instances"], table)
   _write_png(folder / "panoptic" / f"{name}.png", pq.id_to_rgb(ids))
   return (dict(image_id=int(name) if name.isdigit() else name, file_name=f"{name}.png", segments_info=segments),)
 

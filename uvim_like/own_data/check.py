@@ -1,6 +1,7 @@
 """All that is wrong with the files of somebody's folder, and what they hold, in one pass over them."""
 
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ class Rules(NamedTuple):
   Attributes:
     classes: number of classes in each channel of class maps; () when unknown.
     ignore: values beside these.
-    maps: sorts of label maps that are decoded; None for all.
+    maps: sorts of label maps that are looked at, their names and what they hold; None for all.
     tables: sorts of tables that are read; None for all.
   """
   classes: tuple[int, ...] = ()
@@ -44,50 +45,42 @@ class Seen(NamedTuple):
     size: (H, W), None where it does not decode.
     classes: the values of its class map.
     depth: the largest depth in metres, 0 without any.
+    nearest: the smallest that is measured, inf without any.
     problems: (kind, detail) of each.
   """
   name: str
   size: tuple[int, int] | None
   classes: frozenset[int]
   depth: float
+  nearest: float
   problems: tuple[tuple[str, str], ...]
 
 
 def check_place(place: Place, rules: Rules, *, progress: bool = True) -> tuple[list[Seen], list[Problem]]:
   """(what every picture of a split holds, all problems in the order of the files)."""
   name = place.name
-  images, problems = listed(place.images, IMAGE_SUFFIXES, name)
-  listing = _listed(place)
-  own = layout.members(images if listing is None else listing & set(images), place.part)
-  images = {stem: path for stem, path in images.items() if stem in own}
+  everything, problems = listed(place.images, IMAGE_SUFFIXES, name, root=place.home)
+  listing = tables.names_in(place.tables.values()) if place.listed else None
+  own = layout.members(everything if listing is None else listing & set(everything), place.part)
+  images = {stem: path for stem, path in everything.items() if stem in own}
   problems += foreign(place.images, name)
   maps: dict[str, Paths] = {}
   for kind, folder in place.maps.items():
-    found, wrong = listed(folder, SUFFIXES[kind], name)
-    maps[kind] = {stem: path for stem, path in found.items() if stem in own or not place.part}
-    problems += wrong + unpaired(images, maps[kind], kind, name)
+    if rules.maps is None or kind in rules.maps:
+      found, wrong = listed(folder, SUFFIXES[kind], name, root=place.home)
+      others = set(everything) - own if place.is_shared(kind) else set()
+      maps[kind] = {stem: path for stem, path in found.items() if stem not in others}
+      problems += wrong + partners(images, maps[kind], kind, folder, name)
+  for kind, folder in place.others.items() if rules.maps is None else ():
+    problems += foreign_maps(images, {}, kind, folder, name)
   if not place.part:
     problems += tables_problems(place, images, maps, rules)
-  jobs = [(stem, images[stem], {kind: paths[stem] for kind, paths in maps.items()
-                                if stem in paths and (rules.maps is None or kind in rules.maps)}) for stem in images]
+  jobs = [(stem, images[stem], {kind: paths[stem] for kind, paths in maps.items() if stem in paths}) for stem in images]
   with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     seen = pool.map(functools.partial(look, rules=rules), *zip(*jobs)) if jobs else ()
     seen = list(watched(seen, total=len(jobs), name=f"checking {name}") if progress else seen)
   problems += [Problem(f"{name}/{one.name}", *words) for one in seen for words in one.problems]
   return seen, problems
-
-
-def _listed(place: Place) -> frozenset[str] | None:
-  """Names of the pictures that the tables of a split list, where these say which belong to it; None for all."""
-  if not place.listed:
-    return None
-  names = set()
-  for path in place.tables.values():
-    try:
-      names |= set(tables.ids_of(tables.read_table(path, ("images",))["images"], path))
-    except UserError:
-      return None   # told where the table itself is looked at
-  return frozenset(names)
 
 
 def tables_problems(place: Place, images: Paths, maps: Mapping[str, Paths], rules: Rules) -> list[Problem]:
@@ -102,7 +95,8 @@ def tables_problems(place: Place, images: Paths, maps: Mapping[str, Paths], rule
   return problems
 
 
-def listed(folder: epath.Path, suffixes: Sequence[str], name: str) -> tuple[Paths, list[Problem]]:
+def listed(folder: epath.Path, suffixes: Sequence[str], name: str, *, root: epath.Path
+           ) -> tuple[Paths, list[Problem]]:
   """Stem -> file of a folder, and what is wrong with its names; a folder that does not exist is empty."""
   found, problems = {}, []
   for path in sorted(folder.iterdir(), key=lambda p: p.name) if folder.is_dir() else ():
@@ -111,7 +105,7 @@ def listed(folder: epath.Path, suffixes: Sequence[str], name: str) -> tuple[Path
     example = f"{name}/{path.stem}"
     if path.stem in found:
       problems.append(Problem(example, "duplicate id", f"{folder.name}/{found[path.stem].name} and {path.name}"))
-    elif pictures.is_local(path) and pathlib.Path(path).is_symlink() and pictures.escapes(path, folder.parent) \
+    elif pictures.is_local(path) and pathlib.Path(path).is_symlink() and pictures.escapes(path, root) \
         and pictures.escapes(path, folder):
       problems.append(Problem(example, "link out of the dataset", f"{folder.name}/{path.name}"))
     else:
@@ -126,17 +120,60 @@ def foreign(folder: epath.Path, name: str) -> list[Problem]:
           for p in found]
 
 
-def unpaired(images: Paths, labels: Paths, kind: str, name: str) -> list[Problem]:
-  """Files without their partner."""
-  return ([Problem(f"{name}/{stem}", "image without mask", f"{images[stem].name} has no file in {kind}/")
-           for stem in sorted(set(images) - set(labels))]
-          + [Problem(f"{name}/{stem}", "mask without image", f"{kind}/{labels[stem].name}")
-             for stem in sorted(set(labels) - set(images))])
+# --- partners ---------------------------------------------------------------------------------------------------------
+
+def partners(images: Paths, labels: Paths, kind: str, folder: epath.Path, name: str) -> list[Problem]:
+  """Files without their partner; maps of a format that is not read, and names of another form, are told as such."""
+  strange = foreign_maps(images, labels, kind, folder, name)
+  wrong = {problem.example for problem in strange}
+  missing = [stem for stem in sorted(set(images) - set(labels)) if f"{name}/{stem}" not in wrong]
+  spare = sorted(set(labels) - set(images))
+  same = alike(missing, spare)
+  if same:
+    one, other = min(same.items())
+    strange.append(Problem(name, "names differ", f"{len(same)} files of {kind}/ seem to belong to pictures of other "
+                           f"names, as {labels[other].name} to {images[one].name}; partners need the same name before "
+                           f"the suffix: rename it to {one}{labels[other].suffix}, and the others alike"))
+  taken = set(same.values())
+  return strange + [Problem(f"{name}/{stem}", "image without mask", f"{images[stem].name} has no file in {kind}/")
+                    for stem in missing if stem not in same] \
+      + [Problem(f"{name}/{stem}", "mask without image", f"{kind}/{labels[stem].name}")
+         for stem in spare if stem not in taken]
+
+
+def foreign_maps(images: Paths, labels: Paths, kind: str, folder: epath.Path, name: str) -> list[Problem]:
+  """Label maps of pictures in formats that cannot hold them, where there is no other."""
+  suffixes = {*IMAGE_SUFFIXES, *FOREIGN_SUFFIXES} - set(SUFFIXES[kind])
+  found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+  return [Problem(f"{name}/{path.stem}", "format that is not read",
+                  f"{kind}/{path.name}: label maps are {' or '.join(SUFFIXES[kind])}; convert it without loss")
+          for path in found if path.stem in images and path.stem not in labels]
+
+
+def alike(images: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+  """Name of a picture -> name of a label map that differs from it as all of them do: "street_1" -> "street_1_mask".
+
+  What all names of a side end with, or begin and end with, is left out; {} where the rest pairs less than half of them.
+  """
+  found = []
+  for begins in (False, True):
+    one, other = (_cores(names, begins=begins) for names in (images, labels))
+    found.append({one[key]: other[key] for key in one.keys() & other.keys()})
+  pairs = max(found, key=len)
+  return pairs if len(pairs) > 1 and 2 * len(pairs) >= max(len(images), len(labels)) else {}
+
+
+def _cores(names: Sequence[str], *, begins: bool) -> dict[str, str]:
+  """What is left of each name without the end (and the beginning) that all share -> the name."""
+  begin = len(os.path.commonprefix(names)) if begins else 0
+  rest = [name[begin:] for name in names]
+  end = len(os.path.commonprefix([name[::-1] for name in rest]))
+  return {part[:len(part) - end]: name for part, name in zip(rest, names)}
 
 
 def look(name: str, image: epath.Path, maps: Mapping[str, epath.Path], *, rules: Rules) -> Seen:
   """Decodes a picture and the label maps of its name."""
-  size, classes, depth, problems = None, frozenset(), 0.0, []
+  size, classes, depth, nearest, problems = None, frozenset(), 0.0, math.inf, []
   try:
     size = pictures.read_rgb(image).shape[:2]
   except UserError as error:
@@ -152,11 +189,12 @@ def look(name: str, image: epath.Path, maps: Mapping[str, epath.Path], *, rules:
                        f"{image.name} {size[0]}x{size[1]}{_turned(image, values.shape[:2])}"))
     if kind == "depth":
       problems += depth_problems(values)
-      depth = float(values[np.isfinite(values)].max(initial=0))
+      measured = values[np.isfinite(values) & (values > 0)]
+      depth, nearest = float(measured.max(initial=0)), float(measured.min(initial=math.inf))
     if kind in CLASS_MAPS:
       classes |= frozenset(np.flatnonzero(np.bincount(values.reshape(-1))).tolist())
       problems += [(kind_of, f"{detail}, in {kind}/{path.name}") for kind_of, detail in label_problems(values, rules)]
-  return Seen(name, size, classes, depth, tuple(problems))
+  return Seen(name, size, classes, depth, nearest, tuple(problems))
 
 
 def _turned(image: epath.Path, shape: tuple[int, int]) -> str:

@@ -22,12 +22,12 @@ from uvim_like.joints import NAMES as JOINTS
 from uvim_like.own_data import class_list, layout, tables
 from uvim_like.own_data.check import Rules, Seen, check_place
 from uvim_like.own_data.layout import Place
-from uvim_like.own_data.maps import VOID
+from uvim_like.own_data.maps import SENTINEL, SUFFIXES, VOID
 from uvim_like.own_data.problems import Problem, summary
 from uvim_like.tasks import text as texts
 
 CACHE = "~/.cache/uvim_like/folders"
-VERSION = 1       # of what is kept there
+VERSION = 2       # of what is kept there
 SHOWN = 1000      # problems in a message
 _ROUNDING = 1e-4  # of a step: 4.2 m in single precision is a little less
 PIECES = 4000     # at most, of a text model that is trained on the captions
@@ -47,10 +47,12 @@ class Facts(NamedTuple):
     class_names: "semantic" -> [name of each class], "objects" -> [{"id" in its file, "name"}], "panoptic" -> the same
       with "isthing".
     notes: lines that a person should read.
+    nearest: the smallest depth in metres, 0 without any.
   """
   arguments: dict[str, Any]
   class_names: dict[str, list]
   notes: list[str]
+  nearest: float = 0.0
 
 
 def read(data_dir: str, needs: Collection[str], *, progress: bool = True) -> Facts:
@@ -69,22 +71,26 @@ def read(data_dir: str, needs: Collection[str], *, progress: bool = True) -> Fac
   where = f"config.data_dir: '{data_dir}'"
   places = layout.find(root)
   train, validation = layout.training_splits(tuple(places), where=where)
-  needs = _present(places[train], needs, where)
   names = (layout.ALL,) if layout.ALL in places else dict.fromkeys((train, validation))
   parts = [places[name] for name in names]
+  for part in parts:
+    if not part.images.is_dir():
+      raise UserError(f"{where}: no folder with the pictures of its split '{part.name}': there is no {part.name}/, no "
+                      f"images/{part.name}/ and no images/")
+  needs = _present(parts, needs, where)
   key = _fingerprint(root, parts, needs) if pictures.is_local(root) else None   # in a bucket, every start looks
   if key is not None and (kept := _recall(key)) is not None:
     return kept
   listing = class_list.find(root)
-  maps = {next(kind for kind in _MAPS[need] if kind in places[train].maps) for need in needs if need in _MAPS}
+  maps = {need: _kind(need, parts) for need in needs if need in _MAPS}
   rules = Rules(classes=(listing.count,) if listing and "semantic" in needs else (), ignore=frozenset({VOID}),
-                maps=maps, tables={kind for need in needs for kind in _TABLES.get(need, ())})
+                maps=frozenset(maps.values()), tables={kind for need in needs for kind in _TABLES.get(need, ())})
   seen, problems = [], []
   for part in parts:
     one, wrong = check_place(part, rules, progress=progress)
     seen, problems = seen + one, problems + wrong
   _stop_at(problems, len(seen), where)
-  facts = gather(parts, seen, needs, listing, where=where)
+  facts = gather(parts, seen, maps, needs, listing, where=where)
   splits = (("train", train, "train"), ("val", validation, "validation"))
   facts.arguments.update({name: value for name, value, usual in splits if value != usual})
   if train == validation:
@@ -94,21 +100,45 @@ def read(data_dir: str, needs: Collection[str], *, progress: bool = True) -> Fac
   return facts
 
 
-def _present(place: Place, needs: Collection[str], where: str) -> frozenset[str]:
-  """The needs that the folder can meet; UserError for one that it must."""
-  there = {need for need, kinds in _MAPS.items() if set(kinds) & set(place.maps)}
-  there |= {need for need in ("instances", "captions") if need in place.tables}
-  there |= {"masks"} & ({"masks"} if "instances" in there else set())
-  found = sorted({*place.maps, *(f"{kind}.json" for kind in place.tables)})
-  beside = f"beside the images there is {', '.join(found) or 'nothing'}"
+def _kind(need: str, parts: Sequence[Place]) -> str | None:
+  """The sort of label map that all splits have for a need."""
+  return next((kind for kind in _MAPS[need] if all(kind in part.maps for part in parts)), None)
+
+
+def _present(parts: Sequence[Place], needs: Collection[str], where: str) -> frozenset[str]:
+  """The needs that all splits can meet; UserError for one that they must."""
+  there = {need for need in _MAPS if _kind(need, parts)}
+  there |= {need for need in ("instances", "captions") if all(need in part.tables for part in parts)}
+  there |= {"masks"} if "instances" in there else set()
   for need in needs:
     if not need.endswith("?") and need not in there:
-      raise UserError(f"{where}: this config needs {SOURCES[need]}; {beside}")
+      raise UserError(f"{where}: this config needs {SOURCES[need]}; {_found_instead(need, parts)}")
   wanted = {need.removesuffix("?") for need in needs} & there
   if needs and not wanted:
     choices = ", ".join(SOURCES[need.removesuffix("?")] for need in sorted(needs))
-    raise UserError(f"{where}: this config needs one of {choices}; {beside}")
+    raise UserError(f"{where}: this config needs one of {choices}; {_beside(parts[0])}")
   return frozenset(wanted)
+
+
+def _found_instead(need: str, parts: Sequence[Place]) -> str:
+  """What stands where something needed should be, in the first split without it."""
+  kinds = _MAPS.get(need, ())
+  files = set() if kinds else {"instances" if need == "masks" else need}
+  poor = next((part for part in parts if not set(kinds) & set(part.maps) and not files & set(part.tables)), None)
+  if poor is None:
+    return "; ".join(f"split '{part.name}' has {', '.join(sorted(set(kinds) & set(part.maps)))}" for part in parts)
+  kind = next((kind for kind in kinds if kind in poor.others), None)
+  if kind is None:
+    return _beside(poor)
+  names = sorted(path.name for path in poor.others[kind].iterdir() if not path.name.startswith("."))
+  shown = f"has no {' or '.join(SUFFIXES[kind])} but {names[0]}{', …' if names[1:] else ''}" if names else "is empty"
+  return f"{kind}/ {shown}"
+
+
+def _beside(part: Place) -> str:
+  found = sorted({*part.maps, *(f"{kind}.json" for kind in part.tables)})
+  return f"beside the images{f' of {part.name}' if part.name != layout.ALL else ''} there is " \
+         f"{', '.join(found) or 'nothing'}"
 
 
 def _stop_at(problems: Sequence[Problem], total: int, where: str) -> None:
@@ -121,19 +151,16 @@ def _stop_at(problems: Sequence[Problem], total: int, where: str) -> None:
 
 # --- from what was seen to numbers ----------------------------------------------------------------------------------
 
-def gather(parts: Sequence[Place], seen: Sequence[Seen], needs: Collection[str], listing: class_list.Listing | None, *,
-           where: str) -> Facts:
-  """Facts of sound files."""
+def gather(parts: Sequence[Place], seen: Sequence[Seen], maps: Mapping[str, str], needs: Collection[str],
+           listing: class_list.Listing | None, *, where: str) -> Facts:
+  """Facts of sound files; `maps`: need -> its sort of label map."""
   if not seen:
     raise UserError(f"{where}: there are no pictures in {parts[0].images}")
   facts = Facts(sizes(seen), {}, [])
   if "semantic" in needs:
-    _semantic(facts, seen, listing, "semantic" if "semantic" in parts[0].maps else "labels", where)
+    _semantic(facts, seen, listing, maps["semantic"], where)
   if "depth" in needs:
-    highest = max(one.depth for one in seen)
-    if highest <= 0:
-      raise UserError(f"{where}: no pixel of depth/ is above 0 metres")
-    facts.arguments["max_depth"] = depth_limit(highest)
+    facts = facts._replace(nearest=_depth(facts, seen, where))
   if "panoptic" in needs:
     _panoptic(facts, parts)
   if "instances" in needs:
@@ -150,6 +177,18 @@ def sizes(seen: Sequence[Seen]) -> dict[str, Any]:
   middle = [max(1, int(round(side))) for side in ((area * ratio) ** 0.5, (area / ratio) ** 0.5)]
   return {"size": "{}x{}".format(*middle), "short": int(np.minimum(height, width).max()),
           "long": int(np.maximum(height, width).max())}
+
+
+def _depth(facts: Facts, seen: Sequence[Seen], where: str) -> float:
+  """Adds the range of depth; the smallest in metres."""
+  highest = max(one.depth for one in seen)
+  if highest <= 0:
+    raise UserError(f"{where}: no pixel of depth/ is above 0 metres")
+  facts.arguments["max_depth"] = depth_limit(highest)
+  if count := sum(one.depth == SENTINEL for one in seen):
+    facts.notes.append(f"depth/ of {count} pictures has pixels of 65535, which are read as {SENTINEL:.3f} m; where they "
+                       "stand for no measurement, write 0 instead")
+  return min(one.nearest for one in seen if one.depth > 0)
 
 
 def depth_limit(highest: float) -> float:
@@ -173,6 +212,9 @@ def _semantic(facts: Facts, seen: Sequence[Seen], listing: class_list.Listing | 
   if any(VOID in one.classes for one in seen) and len(values) == 1 and not listing:
     facts.notes.append(f"{folder}/ has the values {values[0]} and {VOID} only, and {VOID} stands for void; if it is a "
                        "class, give it another number")
+  if count > VOID:
+    facts.notes.append(f"{count} classes: {VOID} stands for void among them as well, so that nothing is learned of a "
+                       f"class {VOID}; leave this number out")
   if not listing and len(values) * 4 < count:
     facts.notes.append(f"{folder}/ has {len(values)} different values up to {values[-1]}: numbers from 0 on without "
                        "gaps make a smaller model")
@@ -194,7 +236,7 @@ def _panoptic(facts: Facts, parts: Sequence[Place]) -> None:
 
 
 def _objects(facts: Facts, parts: Sequence[Place], *, masks: bool, where: str) -> None:
-  loaded = [tables.load(part.images, part.tables) for part in parts]
+  loaded = [tables.load(part.images, part.tables, root=part.root) for part in parts]
   names, joints = loaded[0].categories, loaded[0].joints
   if any((one.categories, one.joints) != (names, joints) for one in loaded):
     raise UserError(f"{where}: the instances of its splits have different categories or keypoints")
@@ -217,7 +259,7 @@ def _objects(facts: Facts, parts: Sequence[Place], *, masks: bool, where: str) -
 
 
 def _captions(facts: Facts, place: Place, where: str) -> None:
-  table = tables.load(place.images, place.tables)
+  table = tables.load(place.images, place.tables, root=place.root)
   sentences = [sentence for entries in table.captions.values() for _, sentence in entries]
   name = hashlib.sha256("\n".join(sentences).encode("utf-8", "replace")).hexdigest()[:16]
   path = f"{texts.CACHE}/folder-{name}.model"
@@ -242,7 +284,8 @@ def _fingerprint(root: epath.Path, parts: Sequence[Place], needs: Collection[str
   for folder in dict.fromkeys(map(os.fspath, folders)):
     with os.scandir(folder) as entries:
       for entry in sorted(entries, key=lambda entry: entry.name):
-        digest.update(_stamp(entry.path, entry.stat()))
+        dangling = entry.is_symlink() and not os.path.exists(entry.path)   # told where the files are looked at
+        digest.update(_stamp(entry.path, entry.stat(follow_symlinks=not dangling)))
   for path in files:
     if path.exists():
       digest.update(_stamp(os.fspath(path), os.stat(path)))

@@ -66,11 +66,23 @@ def _name(entry: str | Mapping[str, Any]) -> str:
   return entry if isinstance(entry, str) else str(entry["name"])
 
 
+def notes(config: Mapping[str, Any], found: Facts) -> list[str]:
+  """Lines that a person should read before the training of a config on this data."""
+  first_stage = config.get("oracle") or config
+  planes = (first_stage.get("model") or {}).get("outputs")
+  bins = planes.get("depth", (0,))[0] if first_stage.get("task") == "depth" and hasattr(planes, "get") else 0
+  width = found.arguments.get("max_depth", 0) / bins if bins else 0
+  if found.nearest >= width:
+    return found.notes
+  return [*found.notes, f"depth is learned in {bins} bins, of which the first stands for no measurement: what is nearer "
+          f"than {width:.2g} m (the nearest is {found.nearest:.2g} m) is not learned"]
+
+
 def put(config: mlc.ConfigDict, found: Facts, data_dir: str) -> None:
   """Names of classes and the folder, which do not go into a config as arguments; alters it."""
   config.data_dir = data_dir
   if found.class_names:
     config.class_names = found.class_names
   for name, evaluator in config.get("evals", ()):
-    if evaluator == "coco_panoptic":
+    if evaluator in ("coco_panoptic", "save_predictions") and "panoptic" in found.class_names:
       config[name].metric.categories = found.class_names["panoptic"]

@@ -4,7 +4,8 @@ Four layouts, told apart by what is there:
   images/ semantic/ …                one set
   train/images/ train/semantic/ …    a sub-folder for each split
   images/train/ semantic/train/ …    the same the other way round
-  annotations/<kind>_<split>.json    COCO: <split>/ or images/<split>/ or images/ with the pictures, panoptic_<split>/
+  annotations/<kind>_<split>.json    COCO: <split>/ or images/<split>/ or images/ with the pictures, panoptic_<split>/;
+                                     other maps as semantic/<split>/, semantic_<split>/ or semantic/ of all splits
 Of one set alone, or a single split for training, one picture in eight is held out, by a hash of its name.
 """
 
@@ -19,9 +20,10 @@ from uvim_like import pictures
 from uvim_like.errors import UserError
 from uvim_like.own_data.maps import SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif")
 # Pictures of formats that are not read: left out silently they would be missed.
-FOREIGN_SUFFIXES = (".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".ppm", ".dng")
+FOREIGN_SUFFIXES = (".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".exr", ".pgm", ".ppm", ".pbm",
+                    ".pnm", ".dng")
 TABLES = ("panoptic", "instances", "person_keypoints", "captions")
 # What people call the two splits that a training needs.
 TRAIN_NAMES = ("train", "training", "train2017", "train2014")
@@ -37,8 +39,10 @@ class Place(NamedTuple):
   Attributes:
     name: of the split, as its folder or table is called.
     images: folder of the pictures.
-    maps: sort of label map -> its folder, those that are there.
+    maps: sort of label map -> its folder, those that hold a file of this sort.
     tables: sort of table -> JSON file, those that are there.
+    root: of the whole dataset, which links must not leave; None where it is the folder above `images`.
+    others: as `maps`, folders of these names that hold no such file.
     listed: whether the pictures are those that the tables list, and not all of the folder (COCO).
     part: of a set that is split by hash: "train" or "validation"; None for all of it.
   """
@@ -46,8 +50,20 @@ class Place(NamedTuple):
   images: epath.Path
   maps: Mapping[str, epath.Path]
   tables: Mapping[str, epath.Path]
+  root: epath.Path | None = None
+  others: Mapping[str, epath.Path] = {}
   listed: bool = False
   part: str | None = None
+
+  @property
+  def home(self) -> epath.Path:
+    """The folder that links must not leave."""
+    return self.images.parent if self.root is None else self.root
+
+  def is_shared(self, kind: str) -> bool:
+    """Whether a folder of label maps may hold those of other splits."""
+    own = (self.name, f"{kind}_{self.name}")
+    return self.part is not None or self.listed and self.maps[kind].name not in own
 
 
 def find(root: epath.Path) -> dict[str, Place]:
@@ -75,18 +91,30 @@ def _places(root: epath.Path) -> dict[str, Place]:
   folders = sorted(p.name for p in root.iterdir() if (p / "images").is_dir()) if root.is_dir() else []
   if not folders:
     raise UserError(f"folder '{root}': there is neither images/ nor <split>/images/ in it")
-  return {name: _place(name, root / name / "images", root / name) for name in folders}
+  return {name: _place(name, root / name / "images", root / name)._replace(root=root) for name in folders}
 
 
 def _place(name: str, images: epath.Path, home: epath.Path, *, inner: str = "") -> Place:
   """A place whose maps and tables lie under `home`, maps in `inner` of their folders."""
-  maps = {kind: home / kind / inner if inner else home / kind for kind in SUFFIXES}
+  maps, others = _told_apart({kind: home / kind / inner if inner else home / kind for kind in SUFFIXES})
   tables = {}
   for kind in TABLES:
     for path in (home / f"{kind}_{inner}.json", home / kind / f"{inner}.json") if inner else (home / f"{kind}.json",):
       if path.exists():
         tables[kind] = path
-  return Place(name, images, {kind: path for kind, path in maps.items() if path.is_dir()}, tables)
+  return Place(name, images, maps, tables, home, others)
+
+
+def _told_apart(folders: Mapping[str, epath.Path]) -> tuple[dict[str, epath.Path], dict[str, epath.Path]]:
+  """Those that hold a label map of their kind, and those that hold none, as the texts of YOLO's labels/."""
+  there = {kind: path for kind, path in folders.items() if path.is_dir()}
+  maps = {kind: path for kind, path in there.items() if holds(path, SUFFIXES[kind])}
+  return maps, {kind: path for kind, path in there.items() if kind not in maps}
+
+
+def holds(folder: epath.Path, suffixes: Sequence[str]) -> bool:
+  """Whether a folder has a file with one of the suffixes."""
+  return any(p.suffix.lower() in suffixes and not p.name.startswith(".") for p in folder.iterdir())
 
 
 def _halves(whole: Place) -> dict[str, Place]:
@@ -111,10 +139,15 @@ def _coco(root: epath.Path) -> dict[str, Place]:
     captions = notes / f"captions_{name}.json"
     tables |= {"captions": captions} if captions.exists() else {}
     homes = [folder for folder in (root / name, root / "images" / name, root / "images") if folder.is_dir()]
-    maps = [folder for folder in (root / f"panoptic_{name}", notes / f"panoptic_{name}") if folder.is_dir()]
-    own = {"panoptic": maps[0]} if maps else {}
-    places[name] = Place(name, homes[0] if homes else root / name, own, tables, listed=True)
+    maps, others = _told_apart({kind: _coco_maps(root, kind, name) for kind in SUFFIXES})
+    places[name] = Place(name, homes[0] if homes else root / name, maps, tables, root, others, listed=True)
   return places
+
+
+def _coco_maps(root: epath.Path, kind: str, split: str) -> epath.Path:
+  """The folder of a split's label maps; the last of those where it may be when there is none."""
+  choices = (root / f"{kind}_{split}", root / "annotations" / f"{kind}_{split}", root / kind / split, root / kind)
+  return next((path for path in choices if path.is_dir()), choices[-1])
 
 
 def place_of_name(name: str) -> float:
@@ -149,13 +182,19 @@ def training_splits(names: Sequence[str], *, where: str) -> tuple[str, str]:
   return train, next((name for name in VALIDATION_NAMES if name in names), train)
 
 
-def list_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:
+def list_files(folder: epath.Path, suffixes: Sequence[str], *, root: epath.Path | None = None
+               ) -> dict[str, epath.Path]:
   """Stem -> file of the named suffixes, sorted.
+
+  Args:
+    folder: where they are.
+    suffixes: with a dot, lower case.
+    root: of the dataset, which links must not leave; None for the folder above.
 
   Raises:
     UserError: two files differ in the suffix alone; a link leads out of the dataset.
   """
-  pictures.check_links(folder, folder.parent)
+  pictures.check_links(folder, folder.parent if root is None else root)
   files: dict[str, epath.Path] = {}
   for path in sorted(folder.iterdir(), key=lambda p: p.name):
     if path.suffix.lower() in suffixes and not path.name.startswith("."):

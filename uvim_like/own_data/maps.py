@@ -13,6 +13,7 @@ from uvim_like import pictures
 from uvim_like.errors import UserError
 
 MILLIMETRE = 0.001   # unit of 16-bit depth PNGs
+SENTINEL = float(np.float32(65535 * MILLIMETRE))   # the largest depth of a PNG, which some write for "none"
 VOID = 255           # in class maps: a pixel that nobody labelled
 
 # Sort of label map -> suffixes of its files.

@@ -13,6 +13,7 @@ from etils import epath
 from uvim_like import pictures as files
 from uvim_like.errors import UserError
 from uvim_like.own_data.problems import Problem
+from uvim_like.own_data.tables import draw
 
 Paths = Mapping[str, epath.Path]
 # What a value of a wrong kind raises where a number, a list or a dict is due.
@@ -44,7 +45,7 @@ def check(path: epath.Path, images: Paths, masks: Paths | None, name: str, *, pa
     if not isinstance(lists[key], list):
       return [Problem(where, "table cannot be read", f"no list '{key}'")]
   sizes, stems, problems = check_images(lists["images"], images, name)
-  problems += check_categories(lists["categories"], where)
+  problems += check_categories(lists["categories"], where, least=1 if panoptic else None)
   known = {entry["id"] for entry in lists["categories"] if isinstance(entry, dict)
            and isinstance(entry.get("id"), int)}
   one = panoptic_entry if panoptic else instance_entry
@@ -109,14 +110,19 @@ def _file_problems(file_name: str, stem: str, size: tuple[int, int], images: Pat
     yield "size mismatch", f"{size[0]}x{size[1]} in the table, {real[0]}x{real[1]} in {file_name}"
 
 
-def check_categories(entries: list, where: str) -> list[Problem]:
-  """Categories without a whole number as id, or with one that is taken."""
+def check_categories(entries: list, where: str, *, least: int | None = None) -> list[Problem]:
+  """Categories without a whole number as id, or with one that is taken, or below `least`: 0 of a panoptic map is void."""
   problems, seen = [], set()
   for position, entry in enumerate(entries):
     number = entry.get("id") if isinstance(entry, dict) else None
+    example = f"{where}: categories[{position}]"
     if not isinstance(number, int) or number in seen:
       kind = "duplicate id" if isinstance(number, int) else "malformed category"
-      problems.append(Problem(f"{where}: categories[{position}]", kind, f"{number!r}"))
+      problems.append(Problem(example, kind, f"{number!r}"))
+    elif least is not None and number < least:
+      problems.append(Problem(example, "id of a category too small", f"{number}: ids of panoptic categories begin with "
+                              f"{least}; add {least - number} to all of them, in 'segments_info' too"))
+      seen.add(number)
     else:
       seen.add(number)
   return problems
@@ -132,12 +138,21 @@ def instance_entry(entry: Mapping, size: tuple[int, int], known: Collection[int]
   if isinstance(segmentation, dict):
     if tuple(segmentation["size"]) != size:
       yield "size mismatch", f"{about}: mask {tuple(segmentation['size'])}, its image {size}"
+    elif min(size) > 0 and size[0] * size[1] <= files.MAX_PIXELS:   # what is larger is no picture's size, which is told
+      yield from _run_lengths(segmentation, size, about)
   else:
     points = [xy for polygon in segmentation for xy in zip(polygon[0::2], polygon[1::2], strict=True)]
     yield from _outside(points, size, f"{about}: polygon")
   numbers = entry.get("keypoints", [])
   marked = [(x, y) for x, y, v in zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True) if v]
   yield from _outside(marked, size, f"{about}: keypoint")
+
+
+def _run_lengths(segmentation: Mapping, size: tuple[int, int], about: str) -> Iterator[tuple[str, str]]:
+  try:
+    draw(segmentation, size)
+  except UserError as error:
+    yield "malformed annotation", f"{about}: {error}"
 
 
 def _outside(points: list, size: tuple[int, int], what: str) -> Iterator[tuple[str, str]]:

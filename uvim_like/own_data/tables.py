@@ -9,7 +9,7 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,26 +175,28 @@ def annotated(table: Table) -> Table:
   return table._replace(pictures=kept)
 
 
-def load(folder: epath.Path | None, files: Mapping[str, epath.Path]) -> Table:
+def load(folder: epath.Path | None, files: Mapping[str, epath.Path], *, root: epath.Path | None = None) -> Table:
   """The joined annotations of a split; kept, since training and every evaluation ask for them.
 
   Args:
     folder: of the pictures, which must be there; None: only the tables are wanted.
     files: "instances" -> table, and any of "person_keypoints", "captions"; keypoints may stand in "instances" too.
+    root: of the dataset, which links must not leave; None for the folder above the pictures.
 
   Raises:
     UserError: a table that cannot be read; an entry of a wrong kind, with its place; pictures that are not there.
   """
   stamps = tuple((kind, str(files[kind]), files[kind].stat().mtime) for kind in sorted(files) if kind != "panoptic")
-  return _load("" if folder is None else str(folder), stamps)
+  home = folder.parent if root is None and folder is not None else root
+  return _load("" if folder is None else str(folder), str(home), stamps)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(root: str, stamps: tuple) -> Table:
+def _load(place: str, root: str, stamps: tuple) -> Table:
   paths = {kind: epath.Path(path) for kind, path, _ in stamps}
-  first, folder = paths.get("instances") or paths["captions"], epath.Path(root) if root else None
+  first, folder = paths.get("instances") or paths["captions"], epath.Path(place) if place else None
   table = read_table(first, ("images", "annotations", "categories") if "instances" in paths else ("images",))
-  pictures = _pictures(table, first, folder)
+  pictures = _pictures(table, first, folder, epath.Path(root))
   points, joints = _points(paths.get("person_keypoints", first)) if "instances" in paths else ({}, 0)
   labels = _labels(table["categories"], first) if "instances" in paths else {}
   things = _things(table, first, {p.id for p in pictures}, labels, points) if "instances" in paths else None
@@ -237,7 +239,7 @@ def read_table(path: epath.Path, keys: Sequence[str]) -> dict[str, list[dict]]:
   return table
 
 
-def _pictures(table, path, folder) -> tuple[Picture, ...]:
+def _pictures(table, path, folder, root) -> tuple[Picture, ...]:
   pictures = []
   for position, image in enumerate(table["images"]):
     with entry_errors(path, "images", position):
@@ -251,7 +253,7 @@ def _pictures(table, path, folder) -> tuple[Picture, ...]:
   if folder is None:
     return tuple(pictures)
   if folder.is_dir():
-    safe.check_links(folder, folder.parent)
+    safe.check_links(folder, root)
   there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
   missing = [p.file for p in pictures if p.file not in there]
   if missing:
@@ -308,14 +310,20 @@ def fractions(box: np.ndarray, size: tuple[int, int]) -> list[float]:
 
 
 def draw(shape: Sequence[np.ndarray] | Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-  """uint8 (H, W) of polygons or run lengths, by COCO's own rasteriser; empty where nothing is given."""
+  """uint8 (H, W) of polygons or run lengths, by COCO's own rasteriser; empty where nothing is given.
+
+  Raises:
+    UserError: run lengths that are none, or of another size.
+  """
   if not isinstance(shape, Mapping):
     if not shape:
       return np.zeros(size, np.uint8)
     return rle.decode(rle.merge(rle.frPyObjects([p.tolist() for p in shape], *size)))
-  if tuple(shape.get("size", size)) != tuple(size):
-    raise UserError(f"run lengths of a mask are for {shape['size']} pixels, the image has {list(size)}")
-  counts = shape["counts"]
+  given, counts = shape.get("size", size), shape.get("counts")
+  if not isinstance(given, (list, tuple)) or not isinstance(counts, (list, str, bytes)):
+    raise UserError("run lengths of a mask need 'size' [height, width] and 'counts', a list or a text")
+  if tuple(given) != tuple(size):
+    raise UserError(f"run lengths of a mask are for {list(given)} pixels, the image has {list(size)}")
   try:
     if isinstance(counts, list):
       drawn = rle.decode(rle.frPyObjects({"size": list(size), "counts": counts}, *size))
@@ -341,3 +349,14 @@ def ids_of(images: Sequence[Mapping[str, Any]], path: epath.Path) -> dict[str, i
     with entry_errors(path, "images", position):
       ids[pathlib.PurePath(safe.plain_name(image["file_name"], where=f"{path}")).stem] = whole_number(image["id"])
   return ids
+
+
+def names_in(paths: Iterable[epath.Path]) -> frozenset[str] | None:
+  """Stems of the pictures that any of some tables lists; None where one cannot be read, which is told elsewhere."""
+  names = set()
+  for path in paths:
+    try:
+      names |= set(ids_of(read_table(path, ("images",))["images"], path))
+    except UserError:
+      return None
+  return frozenset(names)

@@ -76,6 +76,11 @@ def _scenes() -> ClassTable:
 _TABLES = {"coco/2017_panoptic": _coco_panoptic, "scenes": _scenes, "scenes/mini": _scenes}
 
 
+def has_table(dataset: str) -> bool:
+  """Whether the classes of a dataset are known by its name: those of somebody's folder are not."""
+  return dataset.split(":")[0] in _TABLES
+
+
 def table(dataset: str) -> ClassTable:
   """The class table of a dataset by its TFDS name; a version ("name:1.0.0") is ignored.
 
