@@ -8,7 +8,8 @@ the second line from scratch. The authors' copy-and-paste of things is left out.
 80 GB; not measured here. Expected PQ in % on COCO validation: not part of PolyMaX's paper; see kMaX-DeepLab's.
 
 Arguments: those of depth.py; `phase` is `pretrain` by default, the recipe on COCO (`finetune`: the rate and length for
-a smaller dataset, from such a training), `queries` is 128, `res` 1281. There is no per-pixel form.
+a smaller dataset, from such a training), `queries` is 128, `res` 1281 (`scenes`, `folder`: 641). There is no per-pixel
+form.
 """
 
 from configs import common, own_data
@@ -24,7 +25,7 @@ def get_config(arg=''):
   if arg.per_pixel:
     raise UserError("config: argument 'per_pixel': a per-pixel model cannot tell instances apart; leave it out")
   if not arg.res:
-    arg.res = 96 if arg.folder and arg.runlocal else 1281
+    arg.res = 96 if arg.runlocal else 641 if arg.scenes or arg.folder else 1281   # `parse` set other small ones
   classes = common.SCENES_CLASSES - 1 if arg.scenes else arg.segments or 133
   config = polymax.start(arg, queries=32 if arg.runlocal else 128, num_classes=classes)
   config.head = dict(num_things=5, max_instances=20) if arg.scenes else dict(num_things=80, max_instances=100)
