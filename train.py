@@ -120,7 +120,7 @@ def train(config: Any, workdir: pathlib.Path, saved: checkpoint.Checkpoints, sto
   data, place = data_provider(config.dataset), place_of(config)
   stream = training_batches(config, data, place, start_step=saved.latest() or 0, limits=system.label_limits)
   first = next(stream)
-  loop.check_labels(first, system.label_limits, where=f"{config.dataset} {config.train_split}")
+  loop.check_labels(first, system.label_limits, where=f"{config.dataset} {config.train_split}", key=system.label_key)
   prepared = setup.prepare(config, num_examples=data.num_examples(**place), batch=device_part(first), system=system)
   evaluators = setup.make_evaluators(prepared, data)
   if text := form.summary(config):

@@ -11,6 +11,8 @@ SIZE = 64                   # pixels of `runlocal`, on scenes/mini
 SCENES_THINGS, SCENES_CLASSES = 5, 10
 COCO_CLASSES, ADE_CLASSES = 80, 150
 NYU_TRAIN = 24_231          # pairs of the raw frames in sync
+# The columns of NYU's frames that a depth tokenizer is trained on: the border shows no depth.
+TOKENIZER_COLUMNS = 'crop_window(0, 480, 41, 601)'
 TRAIN_COLOURS = 'brightness_contrast|random_gamma|hue_saturation'
 
 
@@ -157,7 +159,7 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, colours: bool, pr
   Args:
     config: altered.
     arg: scenes, runlocal.
-    colours: CutDepth and colour changes (the solver; a tokenizer does not see the image).
+    colours: CutDepth and colour changes (the solver; a tokenizer does not see the image, and NYU's border neither).
     protocol: evaluate with two windows and mirrored; else what the network is given (a tokenizer) or sees whole.
   """
   if arg.scenes or arg.runlocal or arg.folder:
@@ -179,10 +181,11 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, colours: bool, pr
       own_data.depth(config, arg)
     return
   config.dataset, config.train_split = 'nyu', 'train'
-  config.pp_train = common.join('decode', 'cut_depth' if colours else '', 'depth_labels|random_flip|random_crop(480)',
+  config.pp_train = common.join('decode', 'cut_depth' if colours else TOKENIZER_COLUMNS,
+                                'depth_labels|random_flip|random_crop(480)|canvas(480)',
                                 TRAIN_COLOURS if colours else '', 'value_range(-1, 1)|keep("image", "labels")')
   common.add_eval(
-      config, 'depth_val', 'nyu_depth', split='test', log_steps=2000, prefix='nyu_depth/', batch_size=1,
+      config, 'depth_val', 'nyu_depth', split='test', log_steps=2000, prefix='nyu_depth/',
       pp='depth_labels|copy("labels", "ground_truth")|value_range(-1, 1)|keep("image", "labels", "ground_truth")',
       pred_kw=dict(windows=2, flip=True) if protocol else {}, metric=dict(preset='nyu_eigen'))
 

@@ -161,7 +161,7 @@ def network(config: mlc.ConfigDict, arg: mlc.ConfigDict, backbone: dict[str, Any
 
 def set_mask_side(config: mlc.ConfigDict, side: int) -> None:
   """The side of the masks, in the sequences and in every preprocessing string."""
-  old = f'box_masks({8 if config.sequences.mask_side == 8 else 16})'
+  old = f'box_masks({config.sequences.mask_side})'
   config.sequences.mask_side = side
   for block in (config, *(config[name] for name, _ in config.evals)):
     for key in ('pp_train', 'pp_eval', 'pp'):

@@ -11,6 +11,8 @@ from uvim_like.errors import unknown
 # `queries` is K. `phase`: pretrain (Taskonomy, or what stands in its place) or finetune (NYU).
 ARGS = dict(backbone='resnet50', phase='finetune', per_pixel=False, scenes=False, runlocal=False, res=0, queries=0)
 RUNLOCAL_ARGS = dict(backbone='tiny')
+# Taskonomy's pictures and NYU's; the network pads to 513x513 and 481x641 itself.
+SIZES = {'pretrain': (512, 512), 'finetune': (480, 640)}
 # Pixels of own pictures: NYU's, and what two cores train on in minutes.
 NYU_AREA, SMALL_AREA = 480 * 640, 64 * 96
 PHASES = ('pretrain', 'finetune')
@@ -31,14 +33,14 @@ NARROW = dict(dims=(32, 32, 16, 16), blocks=(1, 1, 1, 1), layers=(1, 1, 1), widt
 NARROW_PIXEL = dict(features=64, aspp_features=64, low_features=24, momentum=0.9)
 
 
-def parse(arg: str, task: str) -> mlc.ConfigDict:
-  """The arguments; UserError for a backbone or phase that does not exist."""
-  arg = common.parse_arg(arg, ARGS, runlocal=RUNLOCAL_ARGS)
+def parse(arg: str, task: str, **defaults: Any) -> mlc.ConfigDict:
+  """The arguments, `defaults` of a task's own; UserError for a backbone or phase that does not exist."""
+  arg = common.parse_arg(arg, ARGS | defaults, runlocal=RUNLOCAL_ARGS)
   if arg.backbone not in BACKBONES:
     raise unknown('backbone', arg.backbone, BACKBONES, where='config: backbone')
   if arg.phase not in PHASES:
     raise unknown('phase', arg.phase, PHASES, where='config: phase')
-  if arg.scenes and arg.runlocal and not arg.res:
+  if arg.runlocal and not arg.folder and not arg.res:
     arg.res = 64
   arg.task = task
   return arg
@@ -68,7 +70,10 @@ def start(arg: mlc.ConfigDict, *, queries: int, outputs: int | None = None, **fi
 
 
 def optimiser(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
-  """AdamW as kMaX has it; learning rates of PolyMaX. Steps, batch and warm-up are not stated: kMaX's for Cityscapes."""
+  """AdamW as kMaX has it; learning rates of PolyMaX.
+
+  Steps, batch and warm-up of PolyMaX are not stated: in pretraining those of kMaX on COCO, else on Cityscapes.
+  """
   pretrain = arg.phase == 'pretrain'
   config.batch_size = 64 if pretrain else 32
   config.total_steps = 150_000 if pretrain else 60_000
@@ -94,7 +99,7 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, raw: str, 
     labels: the op that makes labels.
     raw: feature that it reads.
     dataset: {phase: name}.
-    train: geometry and colours of the paper's recipe in training.
+    train: geometry and colours of the paper's recipe in training, for NYU's pictures.
     flip: the op that mirrors an example.
   """
   config.dataset = 'scenes' if arg.scenes else dataset[arg.phase]
@@ -106,9 +111,12 @@ def data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, labels: str, raw: str, 
     return
   tail = common.join(labels, 'value_range(-1, 1)')
   small = arg.scenes or arg.runlocal
+  if arg.phase == 'pretrain':   # whole pictures: crop sizes are not stated
+    train = resized(train, SIZES[arg.phase], window=SIZES[arg.phase])
+  whole = size or ('' if arg.scenes else f'resize_all({SIZES[arg.phase]})')
   config.pp_train = common.join('decode', f'decode(key="{raw}")' if raw not in ('depth',) else '', '' if small else train,
                                 flip, size, tail, common.keep('image', 'labels'))
-  config.pp_eval = common.join('decode', f'decode(key="{raw}")' if raw not in ('depth',) else '', size, tail,
+  config.pp_eval = common.join('decode', f'decode(key="{raw}")' if raw not in ('depth',) else '', whole, tail,
                                common.keep('image', 'labels'))
 
 
@@ -132,10 +140,10 @@ def own_pixels(arg: mlc.ConfigDict) -> tuple[int, int]:
   return (arg.res, arg.res) if arg.res else own_data.size(arg, SMALL_AREA if arg.runlocal else NYU_AREA)
 
 
-def resized(train: str, size: tuple[int, int]) -> str:
-  """A recipe's augmentation for NYU's 480x640 pixels at another size, its window in proportion."""
+def resized(train: str, size: tuple[int, int], *, window: tuple[int, int] | None = None) -> str:
+  """A recipe's augmentation for NYU's 480x640 pixels at another size, its window in proportion or as given."""
   height, width = size
-  window = tuple(max(32, side * 13 // 15 // 32 * 32) for side in size)   # 416 of 480
+  window = window or tuple(max(32, side * 13 // 15 // 32 * 32) for side in size)   # 416 of 480
   return train.replace('(480, 640)', f'({height}, {width})').replace('(416, 544)', f'{window}')
 
 
@@ -145,9 +153,10 @@ def evaluator(config: mlc.ConfigDict, arg: mlc.ConfigDict, name: str, kind: str,
   pp = common.join(labels, 'copy("labels", "ground_truth")', f'resize({arg.res})' if arg.res else '',
                    'value_range(-1, 1)', common.keep('image', 'ground_truth'))
   common.add_eval(config, name, kind, pp=pp, split='validation', log_steps=5000, prefix=prefix, metric=dict(metric))
-  if arg.folder:   # the metric reads the files: maps of their own sizes are no batch
-    config[name].pp = common.join(f'resize({own_pixels(arg)})', 'value_range(-1, 1)', common.keep('image'))
-    config[name].split = arg.val
+  if config.dataset == 'folder':   # the metric reads the files: maps of their own sizes are no batch
+    size = own_pixels(arg) if arg.folder else arg.res or SIZES[arg.phase]
+    config[name].pp = common.join(f'resize({size})', 'value_range(-1, 1)', common.keep('image'))
+    config[name].split = config.val_split
 
 
 def vary(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1200, batch_size: int = 32,

@@ -4,6 +4,7 @@ The first kind reads "image" and alters whatever else is there of `geometry.PICT
 `ops_instances.GROUP`. Sizes are in pixels, one number or (height, width).
 """
 
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -131,6 +132,21 @@ def random_crop(features: Features, seed: tf.Tensor, size: Size, largest: Size |
             for pair in zip(draws[2::2], draws[3::2])]
   top, left = tf.unstack(_first_with_object(features, places, tf.stack(sides), min_side))
   return geometry.drop_empty(geometry.crop(features, top, left, *sides), boxes=boxes, min_side=min_side)
+
+
+@features_op(OPS, reads=("image",), writes=("image",))
+def crop_window(features: Features, top: int, bottom: int, left: int, right: int) -> Features:
+  """Cuts rows top..bottom and columns left..right out, the ends not included; objects outside of them are dropped."""
+  message = f"the window of rows {top}:{bottom} and columns {left}:{right} is not inside the image of"
+  height, width = features["image"].shape[:2]
+  if not 0 <= top < bottom or not 0 <= left < right or (height or bottom) < bottom or (width or right) < right:
+    raise ValueError(f"{message} {height}x{width} pixels")
+  size = tf.shape(features["image"])[:2]
+  fits = tf.debugging.Assert(tf.reduce_all(size >= [bottom, right]), [message, size])
+  with tf.control_dependencies([] if fits is None else [fits]):
+    image = tf.identity(features["image"])
+  cut = geometry.crop({**features, "image": image}, top, left, bottom - top, right - left)
+  return geometry.drop_empty(cut, boxes="clipped", min_side=0.01)
 
 
 def _first_with_object(features, places, extent, min_side) -> tf.Tensor:
@@ -282,3 +298,78 @@ def hue_saturation(x: tf.Tensor, seed: tf.Tensor, hue: float = 20, saturation: f
     return tf.cast(tf.round(tf.image.hsv_to_rgb(tf.concat([turned[..., None], rest], -1)) * 255), tf.uint8)
 
   return tf.ensure_shape(tf.cond(choose < p, shifted, lambda: x), x.shape)
+
+
+# kMaX-DeepLab's policy: one of these pairs, each of whose ops (name, level of ten) happens with its own probability.
+KMAX_PAIRS = (
+    (("sharpness", 7, 0.4), ("brightness", 10, 0.2)), (("equalize", 9, 0.0), ("contrast", 10, 0.2)),
+    (("sharpness", 9, 0.2), ("color", 9, 0.2)), (("solarize", 7, 0.2), ("equalize", 9, 0.6)),
+    (("sharpness", 1, 0.2), ("equalize", 7, 0.2)))
+
+
+@key_op(OPS, random=True)
+def kmax_colours(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """One of five pairs of colour changes, each as likely, on uint8 (kMaX-DeepLab's training, which PolyMaX follows)."""
+  if x.dtype != tf.uint8:
+    raise ValueError(f"the image must be uint8, not {x.dtype.name}")
+  choose, *chances = _draws(seed, 3)
+
+  def altered(pair) -> tf.Tensor:
+    out = x
+    for (name, level, p), chance in zip(pair, chances):
+      out = tf.cond(chance < p, functools.partial(_COLOURS[name], out, level), functools.partial(tf.identity, out))
+    return out
+
+  place = _place(choose, tf.constant(len(KMAX_PAIRS) - 1))
+  out = tf.switch_case(place, [functools.partial(altered, pair) for pair in KMAX_PAIRS])
+  return tf.ensure_shape(out, x.shape)
+
+
+def _blend(grey: tf.Tensor, x: tf.Tensor, level: int) -> tf.Tensor:
+  """From a picture without the property (factor 0) over x (1) to beyond it; level 0..10 is a factor 0.1 to 1.9."""
+  grey, x = tf.cast(grey, tf.float32), tf.cast(x, tf.float32)
+  return tf.cast(tf.clip_by_value(grey + (1.8 * level / 10 + 0.1) * (x - grey), 0., 255.), tf.uint8)
+
+
+def _color(x: tf.Tensor, level: int) -> tf.Tensor:
+  return _blend(tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(x)), x, level)
+
+
+def _brightness(x: tf.Tensor, level: int) -> tf.Tensor:
+  return _blend(tf.zeros_like(x), x, level)
+
+
+def _contrast(x: tf.Tensor, level: int) -> tf.Tensor:
+  """The authors' grey is no mean but the number of pixels over 256, so white for all but the smallest pictures."""
+  grey = tf.minimum(tf.floor(tf.cast(tf.size(x[..., 0]), tf.float32) / 256), 255.)
+  return _blend(grey, x, level)
+
+
+def _solarize(x: tf.Tensor, level: int) -> tf.Tensor:
+  return tf.where(x < int(256 * level / 10), x, 255 - x)
+
+
+def _sharpness(x: tf.Tensor, level: int) -> tf.Tensor:
+  """Against a smooth picture, whose border stays as it is."""
+  kernel = tf.tile(tf.constant([1., 1, 1, 1, 5, 1, 1, 1, 1], shape=[3, 3, 1, 1]) / 13, [1, 1, x.shape[-1], 1])
+  smooth = tf.nn.depthwise_conv2d(tf.cast(x, tf.float32)[None], kernel, [1, 1, 1, 1], "VALID")[0]
+  smooth = tf.pad(tf.floor(smooth), [[1, 1], [1, 1], [0, 0]], constant_values=-1)
+  return _blend(tf.where(smooth < 0, tf.cast(x, tf.float32), smooth), x, level)
+
+
+def _equalize(x: tf.Tensor, level: int) -> tf.Tensor:
+  """Each channel's levels spread so that all occur alike."""
+  del level
+  return tf.stack([_spread(x[..., channel]) for channel in range(x.shape[-1])], -1)
+
+
+def _spread(x: tf.Tensor) -> tf.Tensor:
+  levels = tf.cast(x, tf.int32)
+  counts = tf.math.bincount(tf.reshape(levels, [-1]), minlength=256, maxlength=256)
+  step = (tf.size(levels) - counts[tf.reduce_max(levels)]) // 255
+  table = (tf.cumsum(counts, exclusive=True) + step // 2) // tf.maximum(step, 1)
+  return tf.where(step > 0, tf.cast(tf.gather(tf.clip_by_value(table, 0, 255), levels), tf.uint8), x)
+
+
+_COLOURS = {"brightness": _brightness, "color": _color, "contrast": _contrast, "equalize": _equalize,
+            "sharpness": _sharpness, "solarize": _solarize}

@@ -15,7 +15,7 @@ from pp_ops.source import Source, Specs, count, locate, split_spans
 from uvim_like.errors import UserError
 from uvim_like.own_data.maps import read_colors, read_depth
 
-SPECS = {"depth": tf.TensorSpec([None, None], tf.float32), "normals": tf.TensorSpec([None, None, 3], tf.uint8)}
+SPECS = {"depth": ((), tf.float32), "normals": ((3,), tf.uint8)}   # beyond height and width
 Reader = Callable[[epath.Path], np.ndarray]
 
 
@@ -26,16 +26,22 @@ class Frame(NamedTuple):
 
 
 class FramesSource(Source):
-  """Frames of named splits; `readers` make arrays of the files of each feature."""
+  """Frames of named splits; `readers` make arrays of the files of each feature.
+
+  All frames of a release have one size, that of the first: so they are batches without being resized.
+  """
 
   def __init__(self, name: str, frames: Mapping[str, Sequence[Frame]], spans, readers: Mapping[str, Reader], *,
                skip_decode: Collection[str] = ()):
     self.name = name
     self._frames, self._spans, self._readers = frames, spans, readers
     self._encoded = "image" in skip_decode
-    image = tf.TensorSpec([], tf.string) if self._encoded else tf.TensorSpec([None, None, 3], tf.uint8)
+    self._first = self._find(0).files["image"]
+    self._size = image_size(self._first)
+    image = tf.TensorSpec([], tf.string) if self._encoded else tf.TensorSpec([*self._size, 3], tf.uint8)
     self.features = {"image": image, "image/id": tf.TensorSpec([], tf.int64),
-                     "image/filename": tf.TensorSpec([], tf.string)} | {key: SPECS[key] for key in readers}
+                     "image/filename": tf.TensorSpec([], tf.string)}
+    self.features |= {key: tf.TensorSpec([*self._size, *SPECS[key][0]], SPECS[key][1]) for key in readers}
 
   def __len__(self) -> int:
     return count(self._spans)
@@ -56,23 +62,26 @@ class FramesSource(Source):
 
   def _one(self, frame: Frame, index: int, key: str) -> Any:
     if key == "image":
+      self._check_size(image_size(frame.files["image"]), frame.files["image"])
       return read_bytes(frame.files["image"])
     if key == "image/id":
       return np.int64(index)
     if key == "image/filename":
       return frame.name.encode()
     array = self._readers[key](frame.files[key])
-    size = image_size(frame.files["image"])
-    if array.shape[:2] != size:
-      raise UserError(f"{frame.files[key]}: {array.shape[0]}x{array.shape[1]} pixels, its image has "
-                      f"{size[0]}x{size[1]}")
+    self._check_size(array.shape[:2], frame.files[key])
     return array
+
+  def _check_size(self, size: tuple[int, int], path: epath.Path) -> None:
+    if tuple(size) != tuple(self._size):
+      raise UserError(f"{path}: {size[0]}x{size[1]} pixels, but {self._first} has {self._size[0]}x{self._size[1]}, and "
+                      "all frames of a release have one size; pictures of several sizes are dataset 'folder'")
 
   def parse(self, raw: Mapping[str, tf.Tensor], keys: Collection[str]) -> dict[str, tf.Tensor]:
     features = {k: raw[k] for k in keys}
     if "image" in features and not self._encoded:
       image = tf.io.decode_image(raw["image"], channels=3, expand_animations=False)
-      features["image"] = tf.ensure_shape(image, [None, None, 3])
+      features["image"] = tf.ensure_shape(image, [*self._size, 3])
     return features
 
 

@@ -164,6 +164,15 @@ def test_json_is_exact_and_plain():
   assert isinstance(back.batch_size, int) and isinstance(back.lr, float)
 
 
+@pytest.mark.parametrize(("places", "dataset", "wanted"), [
+    ("/coco; /nyu", "coco_instances", "/coco"), ("/coco; /nyu", "nyu", "/nyu"), ("/coco; /nyu", None, "/coco; /nyu"),
+    ("/coco; /nyu", "scenes", "/coco; /nyu"), ("/both", "nyu", "/both"), (None, "nyu", None)])
+def test_an_evaluator_of_one_part_of_a_mixture_looks_where_that_part_lies(places, dataset, wanted):
+  config = changed(stage_one(), dataset="60*coco_instances; 4*nyu", data_dir=places, evals=[("val", "nyu_depth")],
+                   val=dict(split="test", pp="decode", dataset=dataset))
+  assert configs.with_defaults(config).val.data_dir == wanted
+
+
 @pytest.mark.parametrize(("value", "place"), [
     ({"f": [print]}, "config.optax.f.0"), ({"x": float("nan")}, "config.optax.x"),
     ({"p": [{1: 2}]}, "config.optax.p.0.1")])

@@ -87,6 +87,22 @@ def test_evaluators_accept_their_options():
       assert make(**config[key].metric).protocol, evaluator
 
 
+def test_the_depth_tokenizer_is_trained_as_released():
+  config, solver, other = load("vqvae_depth"), load("depth"), load("vqvae_depth", "scenes")
+  assert config.total_steps == 60_560 == 20 * (24_231 // 8) and "num_epochs" not in config and other.num_epochs == 20
+  assert len(config.schedule.drop_steps) == 140 and max(config.schedule.drop_steps) < config.total_steps
+  # It never sees the border of NYU's frames; the solver does.
+  assert config.pp_train.startswith("decode|crop_window(0, 480, 41, 601)|depth_labels|random_flip|random_crop(480)|")
+  assert "crop_window" not in solver.pp_train + config.depth_val.pp + solver.depth_val.pp
+
+
+def test_each_evaluator_of_the_joint_recipe_looks_where_its_part_lies():
+  config = configs.with_defaults(configs.load_file(f"{AIT / 'joint'}.py", ["data_dir=/data/coco;/data/nyu"]))
+  assert [config[name].data_dir for name, _ in config.evals] == ["/data/coco", "/data/nyu"]
+  assert [config[name].dataset for name, _ in config.evals] == ["coco_instances", "nyu"]
+  assert config.data_dir == "/data/coco;/data/nyu"
+
+
 def test_layer_rates():
   lr, wd = ait_common.layer_rates((2, 1), 0.5)
   assert lr == [("backbone/patch_embed/.*", 0.5 ** 5), ("backbone/stage0_block0/.*", 0.5 ** 4),

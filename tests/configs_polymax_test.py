@@ -40,8 +40,11 @@ def test_builds_and_passes_the_schema(name, arg):
 
 def test_the_papers_values():
   for name in NAMES:
-    config = load(name)
-    assert (config.lr, config.wd) == (5e-5, 2.5e-6) and load(name, "phase=pretrain").lr == 5e-4
+    config, pretrain = load(name, "phase=finetune"), load(name, "phase=pretrain")
+    assert (config.lr, config.wd) == (5e-5, 2.5e-6) and pretrain.lr == 5e-4
+    # Steps and batch that are kMaX's on COCO, whose recipe panoptic.py is without arguments.
+    assert (pretrain.total_steps, pretrain.batch_size) == (150_000, 64)
+    assert load(name) == (pretrain if name == "panoptic" else config)
     assert config.optax.to_dict() == {"b1": 0.9, "b2": 0.999, "eps": 1e-7}
     assert config.lr_mults[0] == ("encoder/.*", 0.1) and config.wd_mults[0] == ("encoder/.*/kernel", 0.1)
   assert [load(name).model.num_queries for name in ("depth", "normals", "semantic", "panoptic")] == [16, 8, 40, 128]
@@ -78,7 +81,23 @@ def test_preprocessing_resolves(name):
     specs = builder.output_specs(program, folder_features(name))
     assert specs["image"].dtype.name == "float32" and specs["labels"].dtype.name == dtype, pp
     assert specs["labels"].shape[-1] == channels and specs["image"].shape[-1] == 3, pp
-    assert specs["image"].shape.is_fully_defined() or pp == config.pp_eval, pp
+    assert specs["image"].shape[:2] == specs["labels"].shape[:2], pp
+
+
+def test_the_papers_data():
+  """Taskonomy whole and square, NYU's crops; COCO's pictures keep their proportions, are scaled and padded with grey."""
+  for name in ("depth", "normals"):
+    pretrain, finetune = load(name, "phase=pretrain"), load(name)
+    assert pretrain.dataset == "taskonomy" and "resize_all((512, 512))" in pretrain.pp_train
+    assert "random_crop((512, 512))|canvas((512, 512), 127.5)" in pretrain.pp_train
+    assert "random_crop((416, 544))|canvas((416, 544), 127.5)" in finetune.pp_train
+    assert all("kmax_colours" in config.pp_train for config in (pretrain, finetune))
+  assert [load(name).dataset for name in ("normals", "semantic")] == ["nyu", "nyu"]
+  config = load("panoptic")
+  grey = "canvas(1281, 127.5)|"
+  assert f"|fit(1281)|random_scale(0.3, 1.7, 0.1)|kmax_colours|random_crop(1281)|{grey}" in config.pp_train
+  assert config.panoptic_val.pp.startswith(f"fit(1281)|{grey}") and "valid_size" in config.panoptic_val.pp
+  assert not any("kmax_colours" in load(name, "scenes,runlocal").pp_train for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

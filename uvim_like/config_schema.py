@@ -20,6 +20,7 @@ REQUIRED = object()
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 BAD_EXAMPLE = ("error", "skip")
+MIXED = ";"   # between the datasets of a mixture, and between their places
 
 
 class Kind(NamedTuple):
@@ -147,11 +148,20 @@ def with_defaults(config: mlc.ConfigDict) -> mlc.ConfigDict:
   values = plain(config)
   full = mlc.ConfigDict(values)
   _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | dict(task=task_of(values)))
-  inherited = dict(log_steps=full.log_eval_steps, dataset=full.dataset, data_dir=full.data_dir,
-                   batch_size=full.batch_size)
+  inherited = dict(log_steps=full.log_eval_steps, dataset=full.dataset, batch_size=full.batch_size)
   for name, _ in full.evals:
-    _fill(full[name], {key: entry.default for key, entry in EVAL_SCHEMA.items()} | inherited | dict(prefix=f"{name}/"))
+    own = dict(prefix=f"{name}/", data_dir=place_of(full[name].get("dataset") or full.dataset, full))
+    _fill(full[name], {key: entry.default for key, entry in EVAL_SCHEMA.items()} | inherited | own)
   return full
+
+
+def place_of(dataset: str, config: Mapping[str, Any]) -> str | None:
+  """`data_dir` for one of the config's datasets: that of the part which it is of a mixture, else the config's own."""
+  places = (config["data_dir"] or "").split(MIXED)
+  parts = [part.partition("*")[2].strip() for part in config["dataset"].split(MIXED)]
+  if len(places) == len(parts) > 1 and parts.count(dataset) == 1:
+    return places[parts.index(dataset)].strip()
+  return config["data_dir"]
 
 
 def _fill(block: mlc.ConfigDict, defaults: Mapping[str, Any]) -> None:

@@ -32,7 +32,11 @@ def get_config(arg=''):
       ratio=arg.ratio, first_width=arg.width, num_res_blocks=arg.blocks, dict_size=arg.words, mask_ratio=arg.mask,
       mask_patch=8 if arg.runlocal else 16)
   config.w_commitment = 0.25
-  config.batch_size, config.num_epochs, config.lr = 8, EPOCHS, 3e-4
+  config.batch_size, config.lr = 8, 3e-4
+  if arg.scenes or arg.folder:
+    config.num_epochs = EPOCHS
+  else:
+    config.total_steps = EPOCHS * PER_EPOCH
   config.wd_mults = []
   # Rate 0.98 at iterations 0, 500, … 3000 of every epoch: 140 times.
   drops = [epoch * PER_EPOCH + i for epoch in range(EPOCHS) for i in range(0, PER_EPOCH, 500)]

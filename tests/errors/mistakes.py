@@ -90,6 +90,16 @@ MISTAKES = [
             "train: config.evals: 'depth_test' has no block; set config.depth_test = dict(split=…, pp=…)"),
     Mistake("unknown prediction", SCENES + " --config.depth_val.pred=predct",
             "train: config.depth_val.pred: unknown prediction 'predct'; did you mean 'predict'?"),
+    Mistake("unknown option of a prediction", SCENES + " --config.depth_val.pred_kw={'tsk_options':{}}",
+            "train: config.depth_val.pred_kw: unknown option 'tsk_options'; did you mean 'task_options'?"),
+    Mistake("unknown option of a task", SCENES + " --config.depth_val.pred_kw={'task_options':{'estimte':'mean'}}",
+            "train: config.depth_val.pred_kw.task_options: unknown option 'estimte'; did you mean 'estimate'?"),
+    Mistake("unknown option of an evaluator", SCENES + " --config.depth_val.metric={'avrage':'pixel'}",
+            "train: config.depth_val.metric: unknown option 'avrage'; did you mean 'average'?"),
+    Mistake("evaluator without what it needs", SCENES + " --config.evals=[('depth_val','save_predictions')]"
+            " --config.depth_val.metric={}", "train: config.depth_val.metric: option 'out_dir' is missing"),
+    Mistake("batch of an evaluator and devices", SCENES + " --config.depth_val.batch_size=1",
+            "train: config.depth_val.batch_size: 1 does not divide among 8 devices; nearest that does: 8"),
     Mistake("unknown compute type", SCENES + " --config.dtype=float16",
             "train: config.dtype: unknown value 'float16'; did you mean 'bfloat16'?"),
     Mistake("unknown policy", SCENES + " --config.on_bad_example=ignore",
@@ -146,8 +156,8 @@ MISTAKES = [
     Mistake("no archive", ARRAYS + " --config.train_split=text",
             "train: {arrays}/text.npz: not a readable .npz of plain arrays …"),
     Mistake("label out of range", ARRAYS + " --config.train_split=high",
-            "train: npz high: example 5: label 11 in channel 0, but config.model.inputs has 11 classes there; "
-            "nearest valid: 10"),
+            "train: npz high: example 5: label 11 in channel 0, but the model has 11 classes there, 0 to 10 "
+            "(config.model.inputs); nearest valid: 10"),
     Mistake("labels of one channel", ARRAYS + " --config.train_split=single",
             "train: npz single: 'labels' have 1 channels, the model's have 2"),
     # --- preprocessing ---

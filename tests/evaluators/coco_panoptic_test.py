@@ -145,6 +145,18 @@ def test_a_perfect_prediction_at_half_the_size_of_a_non_square_image():
   assert (results["All_n"], results["Things_n"], results["Stuff_n"]) == (3, 2, 1)
 
 
+def test_what_lies_beside_the_image_on_its_canvas_does_not_count():
+  semantics = np.array([[1, 1, 3, 3, 2], [1, 1, 3, 3, 2], [2, 2, 2, 2, 2]])
+  gt = np.kron(np.array([[11, 30]]), np.ones((5, 7), int))
+  truth = target(gt, [(11, 0, False), (30, 2, False)])
+  output = dict(semantics=semantics, instances=np.ones_like(semantics))
+  metric = coco_panoptic.make(categories=CATEGORIES)
+  assert score(metric, [(output, truth)])["All_pq"] < 0.7
+  on_canvas = truth | {"image": np.zeros((30, 50, 3)), "valid_size": np.array([20, 40])}
+  results = score(metric, [(output, on_canvas)])
+  assert results["All_pq"] == 1.0 and results["All_n"] == 2
+
+
 def test_empty_prediction_and_truth_without_any_segment():
   metric = coco_panoptic.make(categories=CATEGORIES)
   gt, nothing = np.full((4, 6), 9), np.zeros((3, 3), np.int32)

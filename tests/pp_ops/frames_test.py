@@ -101,6 +101,12 @@ def test_synchronised_frames(tmp_path):
   one = open_source(f"nyu:{tmp_path}", "test")[0]
   np.testing.assert_allclose(one["depth"], 2.5)
   assert set(train.features) == {"image", "image/id", "image/filename", "depth"}
+  assert train.features["image"].shape == (H, W, 3) and train.features["depth"].shape == (H, W)
+  specs = pipeline.check(dataset=f"nyu:{tmp_path}", split="test", pp="depth_labels|keep('image', 'labels')")
+  assert specs["labels"].shape == (H, W, 1)   # frames of one size are batches as they are
+  save(tmp_path / "office_0002" / "sync_depth_00001.png", np.zeros((H, W + 2), np.uint16))
+  with pytest.raises(UserError, match="sync_depth_00001.png: 12x18 pixels, but .*rgb_00003.jpg has 12x16, and all"):
+    open_source(f"nyu:{tmp_path}", "train")[2]
   (tmp_path / "office_0002" / "sync_depth_00001.png").unlink()
   with pytest.raises(UserError, match="rgb_00001.jpg: there is no sync_depth_00001.png beside it"):
     open_source(f"nyu:{tmp_path}", "train")

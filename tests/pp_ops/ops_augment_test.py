@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageEnhance, ImageOps
 
-from pp_ops import builder
+from pp_ops import builder, ops_augment
 from tests.pp_ops.ops_instances_test import apply
 from uvim_like import joints
 from uvim_like.errors import UserError
@@ -159,6 +160,17 @@ def test_a_crop_takes_all_of_a_shorter_side_and_draws_sizes():
   assert min(w for _, w in shapes) < 10 and max(w for _, w in shapes) >= 27
 
 
+def test_a_window_is_cut_out_of_everything():
+  out = apply("crop_window(4, 20, 10, 25)", **example())
+  assert out["image"].shape == (16, 15, 3) and out["depth"].shape == (16, 15)
+  assert out["image"][0, 0].tolist() == [20, 50, 0] and out["image"][-1, -1].tolist() == [95, 120, 0]
+  assert out["box_labels"].tolist() == [1, 5]
+  np.testing.assert_allclose(out["boxes"][1] * [16, 15, 16, 15], [6, 5, 14, 15], atol=1e-4)
+  for window in ("4, 21, 10, 25", "4, 20, 10, 31", "-1, 20, 0, 25", "5, 5, 0, 25"):
+    with pytest.raises((UserError, tf.errors.InvalidArgumentError), match="is not inside the image of"):
+      apply(f"crop_window({window})", **example())
+
+
 def test_hidden_objects_keep_tight_boxes_only_with_masks():
   """The mask's lower half is hidden: the annotated box is larger than what is left."""
   given = example()
@@ -243,6 +255,39 @@ def test_colours():
     np.testing.assert_array_equal(apply("random_gamma(p=1.0)", seed=s, image=ends)["image"], ends)
   with pytest.raises(UserError, match="must be uint8"):
     apply("random_gamma", image=ends.astype(np.float32))
+
+
+# --- kMaX's colours: each op against PIL's of the same name ---
+
+NOISE = np.random.RandomState(0).randint(0, 256, (24, 30, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name, level, tolerance", [("color", 9, 3), ("brightness", 10, 1), ("sharpness", 7, 2),
+                                                    ("sharpness", 1, 2)])
+def test_enhancements_are_those_of_pil(name, level, tolerance):
+  ours = ops_augment._COLOURS[name](tf.constant(NOISE), level).numpy()
+  theirs = getattr(ImageEnhance, name.capitalize())(Image.fromarray(NOISE)).enhance(1.8 * level / 10 + 0.1)
+  np.testing.assert_allclose(ours.astype(int), np.asarray(theirs).astype(int), atol=tolerance)
+
+
+@pytest.mark.parametrize("image", [NOISE, NOISE // 4 + 90, np.full((4, 5, 3), 7, np.uint8)])
+def test_levels_are_those_of_pil(image):
+  ours = {name: ops_augment._COLOURS[name](tf.constant(image), 7).numpy() for name in ("equalize", "solarize", "contrast")}
+  np.testing.assert_array_equal(ours["equalize"], ImageOps.equalize(Image.fromarray(image)))
+  np.testing.assert_array_equal(ours["solarize"], ImageOps.solarize(Image.fromarray(image), 179))
+  grey = image.shape[0] * image.shape[1] // 256
+  np.testing.assert_allclose(ours["contrast"], np.clip(grey + 1.36 * (image.astype(float) - grey), 0, 255), atol=1)
+
+
+def test_kmax_colours_are_one_pair_of_five():
+  given = {"image": np.tile(NOISE, (12, 10, 1))}   # large enough for the authors' grey of `contrast` to be white
+  outs = [apply("kmax_colours", seed=s, **given)["image"] for s in seeds(60)]
+  same = sum(np.array_equal(out, given["image"]) for out in outs)
+  # No op of the pair: 0.6·0.8, 0.8, 0.8², 0.8·0.4, 0.8², a fifth each; the second pair's first op never happens.
+  assert same == pytest.approx(60 * (0.48 + 0.8 + 0.64 + 0.32 + 0.64) / 5, abs=12)
+  assert len({out.tobytes() for out in outs}) >= 6
+  with pytest.raises(UserError, match="must be uint8"):
+    apply("kmax_colours", image=NOISE.astype(np.float32))
 
 
 def test_the_same_seed_gives_the_same_example():

@@ -13,6 +13,7 @@ import pytest
 import train
 from uvim_like import weights
 from uvim_like.errors import UserError
+from uvim_like.training import setup
 from uvim_like.training import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -137,8 +138,19 @@ def test_what_may_change_and_what_was_accepted(finished):
 
 
 def test_every_key_that_may_change_is_a_key():
-  known = {*workdirs.configs.SCHEMA, "oracle.model_init"}
+  known = {*workdirs.configs.SCHEMA, "oracle.model_init", "tokenizers.*.model_init"}
   assert {*workdirs.MAY_CHANGE, *workdirs.MAY_GROW, *workdirs.LENGTH_KEYS} <= known
+
+
+def test_tokenizers_may_have_moved(tmp_path):
+  load = lambda *overrides: workdirs.configs.with_defaults(workdirs.configs.load_file(  # noqa: E731
+      "configs/ait/joint.py:scenes,runlocal", overrides))
+  (tmp_path / workdirs.CONFIG_FILE).write_text(workdirs.configs.to_json(load()))
+  changes = workdirs.check_same_config(tmp_path, load("tokenizers.depth.model_init=elsewhere.npz"))
+  assert changes == ["tokenizers.depth.model_init: 'depth.npz' → 'elsewhere.npz'"]
+  with pytest.raises(UserError, match="another config: tokenizers.depth.model.dict_size: 64 → 32"):
+    workdirs.check_same_config(tmp_path, load("tokenizers.depth.model.dict_size=32"))
+  assert setup.frozen_keys(load()) == ["config.tokenizers.instances.model_init", "config.tokenizers.depth.model_init"]
 
 
 def test_other_weights_of_stage_one(experiment, finished, finished_two, tmp_path, capsys):
@@ -146,7 +158,7 @@ def test_other_weights_of_stage_one(experiment, finished, finished_two, tmp_path
   arrays["params"]["encoder_head"]["bias"] = arrays["params"]["encoder_head"]["bias"] + 1
   weights.save_npz(tmp_path / "other.npz", arrays)
   assert experiment.run(finished_two, f"oracle.model_init={tmp_path / 'other.npz'}", "total_steps=50", stage=2) == 2
-  assert "these are not the stage I weights" in capsys.readouterr().err
+  assert "config.oracle.model_init: these are not the stage I weights" in capsys.readouterr().err
   moved = tmp_path / "moved"
   moved.symlink_to(finished)
   assert experiment.run(finished_two, f"oracle.model_init={moved}", stage=2) == 0

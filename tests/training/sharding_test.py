@@ -56,6 +56,8 @@ def test_batch_size():
     sharding.check_batch_size(12, mesh)
   with pytest.raises(UserError, match="nearest that does: 8$"):
     sharding.check_batch_size(3, mesh)
+  with pytest.raises(UserError, match="^config.val.batch_size: 1 does not divide"):
+    sharding.check_batch_size(1, mesh, where="config.val.batch_size")
   with pytest.raises(UserError, match="accumulation"):
     sharding.check_batch_size(24, mesh, grad_accum_steps=2)
 

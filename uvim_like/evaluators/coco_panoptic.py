@@ -9,7 +9,7 @@ from uvim_like.errors import UserError
 from uvim_like.evaluators import panoptic_quality as pq
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
-from uvim_like.evaluators.resize import resize_nearest
+from uvim_like.evaluators.resize import resize_nearest, without_padding
 from uvim_like.tasks import classes
 
 _PROTOCOL = ("PQ as fractions, COCO rules: IoU > 0.5 without void, crowds ignored, sums over the dataset, mean over "
@@ -26,7 +26,7 @@ def make(*, dataset: str = "coco/2017_panoptic", categories: Sequence[Mapping[st
 
   Returns:
     A Metric that reads output "semantics" and "instances", both (h, w) at any size, and gives the keys of `pq_compute`.
-    Its stats are a (C, 4) array.
+    With "valid_size" in the batch, they show a canvas that is larger than the image. Its stats are a (C, 4) array.
   """
   table = classes.table(dataset) if categories is None else classes.from_categories(categories)
 
@@ -45,8 +45,8 @@ def make(*, dataset: str = "coco/2017_panoptic", categories: Sequence[Mapping[st
 def image_stats(output: Example, target: Example, table: classes.ClassTable) -> np.ndarray:
   """(C, 4) sums of IoU, TP, FP, FN of one image."""
   gt_ids = pq.rgb_to_id(required(target, "panoptic_image", where="coco_panoptic, target"))
-  semantics, instances = (resize_nearest(required(output, key, where="coco_panoptic, prediction"), gt_ids.shape)
-                          for key in ("semantics", "instances"))
+  found = (required(output, key, where="coco_panoptic, prediction") for key in ("semantics", "instances"))
+  semantics, instances = (resize_nearest(without_padding(x, target), gt_ids.shape) for x in found)
   semantics = np.where(semantics > len(table.ids), 0, semantics)  # a head may have more classes than the dataset
   pred_ids, pred_segments = pq.two_channel_to_segments(semantics, instances, table)
   return pq.stats_array(pq.match_segments(pred_ids, pred_segments, gt_ids, gt_segments(target, table)), table)

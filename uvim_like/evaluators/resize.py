@@ -1,5 +1,7 @@
 """Resizing in numpy with the index and weight rules that published protocols use."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -19,6 +21,20 @@ def resize_nearest(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   """image (h, w, …) -> (*shape, …), values only picked, so that class maps stay class maps."""
   rows, columns = nearest_index(image.shape[0], shape[0]), nearest_index(image.shape[1], shape[1])
   return image[rows[:, None], columns[None, :]]
+
+
+def without_padding(x: np.ndarray, entries: Mapping[str, np.ndarray]) -> np.ndarray:
+  """A map (h, w, …) of a canvas, at any size, cut to what the image fills of it; as it is without "valid_size".
+
+  Args:
+    x: the map.
+    entries: of the batch, one row: "image" (H, W, 3) on the canvas, "valid_size" (2,) rows and columns.
+  """
+  if "valid_size" not in entries:
+    return x
+  canvas = np.asarray(entries["image"].shape[:2])
+  rows, columns = np.maximum(np.round(np.asarray(entries["valid_size"]) * x.shape[:2] / canvas), 1).astype(int)
+  return x[:rows, :columns]
 
 
 def area_weights(size: int, new_size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from uvim_like.evaluators import coco_instances
-from uvim_like.evaluators.resize import center_square, resize_nearest
+from uvim_like.evaluators.resize import center_square, resize_nearest, without_padding
 from uvim_like.evaluators.save_predictions import color_bytes
 from uvim_like.inference.views import View
 from uvim_like.tasks import text
@@ -68,10 +68,7 @@ def _each(output: Mapping[str, np.ndarray], key: str, axes: int, function) -> np
 
 def map_to(x: np.ndarray, entries: Mapping[str, np.ndarray], size: Size, *, fill: float, square: bool) -> np.ndarray:
   """A map (h, w, …) of a view as (H, W, …): the canvas's padding cut off, nearest-resized, set into its place."""
-  if "valid_size" in entries:
-    canvas = np.asarray(entries["image"].shape[:2])
-    rows, columns = np.maximum(np.round(np.asarray(entries["valid_size"]) * x.shape[:2] / canvas), 1).astype(int)
-    x = x[:rows, :columns]
+  x = without_padding(x, entries)
   if not square or size[0] == size[1]:
     return resize_nearest(x, size)
   out = np.full((*size, *x.shape[2:]), fill, x.dtype)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from uvim_like import keywords
 from uvim_like.errors import UserError
 from uvim_like.inference import sizes, tables, views
 from uvim_like.inference.full_size import Names, full_size
@@ -121,6 +122,7 @@ def names_of(model: Model) -> Names:
 def _lens(run: Trained, view: View, max_side: int) -> Lens:
   if view.pred not in run.system.predict:
     raise UserError(f"config.{view.name}.pred: '{view.pred}' is none of {', '.join(run.system.predict)}")
+  keywords.check(run.system.predict[view.pred], view.options, where=f"config.{view.name}.pred_kw")
   part = _module(IMAGE_PART).make(view.pp, run.config.pp_modules)
   fixed = all(None not in shape for shape in part.shapes.values())
   target = None if fixed else functools.partial(network_size, config=run.config, view=view, max_side=max_side)

@@ -50,6 +50,7 @@ class System(NamedTuple):
     load: (vars) -> (vars, report): puts the pretrained weights that the config names into fresh ones; None: there are
       none to load.
     label_limits: number of classes in each channel of integer labels, for the check of the data; None: no classes.
+    label_key: of the config, which says how many there are.
   """
   init: Callable[[Array, Batch], Vars]
   loss: Callable[[Vars, Tree, Batch, Array, bool], LossOut]
@@ -58,3 +59,4 @@ class System(NamedTuple):
   advance: Callable[[Tree, Tree, Array], Tree] | None = None
   load: Callable[[Vars], tuple[Vars, str]] | None = None
   label_limits: tuple[int, ...] | None = None
+  label_key: str = ""

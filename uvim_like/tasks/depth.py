@@ -45,7 +45,7 @@ def losses(outputs: Mapping[str, Planes], planes: Mapping[str, Array]) -> dict[s
 
 
 def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: tuple[int, int],
-                estimate: str = "mode", **depth_range: float) -> dict[str, Array]:
+                estimate: str = "mode", min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> dict[str, Array]:
   """Planes {"depth": (B, N, bins, P)} to {"depth": (B, H, W) float32 metres}.
 
   Args:
@@ -54,10 +54,10 @@ def from_planes(outputs: Mapping[str, Planes], *, grid: tuple[int, int], patch: 
     patch: (ph, pw) pixels.
     estimate: "mode", the centre of the most probable bin, as the paper's authors do; or "mean", the expectation over
       the bins, which squared error asks for.
-    **depth_range: as in `to_bins`.
+    min_depth, max_depth: as in `to_bins`.
   """
   logits = outputs["depth"].values()
-  bins = logits.shape[-2]
+  bins, depth_range = logits.shape[-2], dict(min_depth=min_depth, max_depth=max_depth)
   if estimate == "mode":
     depth = from_bins(jnp.argmax(logits, axis=-2), bins, **depth_range)
   elif estimate == "mean":

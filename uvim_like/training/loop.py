@@ -48,8 +48,8 @@ def restore_or_init(run: Run, saved: checkpoint.Checkpoints, batch: Batch, *, at
   restored = saved.restore(checkpoint.abstract(run.abstract, run.shardings), at_most=at_most)
   if restored is not None:
     if restored.metadata.get("frozen") != metadata(run)["frozen"]:
-      raise UserError(f"config.oracle.model_init: these are not the stage I weights that {saved.folder} was trained with; "
-                      "put those back, or give another --workdir")
+      raise UserError(f"{', '.join(setup.frozen_keys(run.config))}: these are not the stage I weights that "
+                      f"{saved.folder} was trained with; put those back, or give another --workdir")
     say(f"resumed from step {restored.step}")
     return restored.state
   state, report = setup.init_state(run, batch)
@@ -168,13 +168,14 @@ def finish(run: Run, state: TrainState, saved: checkpoint.Checkpoints, workdir: 
     workdirs.note_finished(workdir, run.config, int(state.step))
 
 
-def check_labels(batch: Batch, limits: tuple[int, ...] | None, *, where: str) -> None:
+def check_labels(batch: Batch, limits: tuple[int, ...] | None, *, where: str, key: str = "") -> None:
   """Raises UserError when an integer label is outside its channel's classes, with the example's position.
 
   Args:
     batch: host arrays; `labels` (B, H, W, channels).
     limits: number of classes a channel, or None for labels that are no classes. -1 means ignored.
     where: the split, for the message.
+    key: of the config, which says how many classes there are; "" where that is not known.
   """
   if limits is None or "labels" not in batch or not np.issubdtype(batch["labels"].dtype, np.integer):
     return
@@ -188,13 +189,15 @@ def check_labels(batch: Batch, limits: tuple[int, ...] | None, *, where: str) ->
     row = int(np.argmax((worst.max(1) >= classes) | (worst.min(1) < -1)))
     value = worst[row].max() if worst[row].max() >= classes else worst[row].min()
     name = int(batch["_index"][row]) if "_index" in batch else row
-    raise UserError(f"{where}: example {name}: label {value} in channel {channel}, but config.model.inputs has "
-                    f"{classes} classes there; nearest valid: {classes - 1 if value > 0 else -1}")
+    raise UserError(f"{where}: example {name}: label {value} in channel {channel}, but the model has {classes} classes "
+                    f"there, 0 to {classes - 1}{f' ({key})' if key else ''}; nearest valid: "
+                    f"{classes - 1 if value > 0 else -1}")
 
 
 def to_devices(run: Run, batch: Batch) -> dict[str, jax.Array]:
   """A host batch on the mesh, its labels checked."""
-  check_labels(batch, run.system.label_limits, where=f"{run.config.dataset} {run.config.train_split}")
+  check_labels(batch, run.system.label_limits, where=f"{run.config.dataset} {run.config.train_split}",
+               key=run.system.label_key)
   return sharding.to_global(run.mesh, {key: value for key, value in batch.items() if key in DEVICE_KEYS})
 
 

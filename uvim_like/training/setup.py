@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from uvim_like import names, weights
+from uvim_like import keywords, names, weights
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import mean
 from uvim_like.evaluators import run as evaluation
@@ -124,6 +124,13 @@ def check_frozen(frozen: Tree, config: Any) -> None:
     raise UserError(f"{where}: '{source}' holds no weights of a stage I")
 
 
+def frozen_keys(config: Any) -> list[str]:
+  """The keys that say where the weights of the frozen stage lie."""
+  if not config.get("tokenizers"):
+    return ["config.oracle.model_init"]
+  return [f"config.tokenizers.{name}.model_init" for name in config.tokenizers]
+
+
 def missing_source(frozen: Tree, config: Any) -> tuple[str, str | None]:
   """(config key, its value) of the frozen stage whose weights were not found: the oracle, or one of the tokenizers."""
   if not config.get("tokenizers"):
@@ -205,20 +212,23 @@ def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
   if config.val_split:
     block = dict(dataset=config.dataset, split=config.val_split, pp=config.pp_eval or config.pp_train,
                  batch_size=config.batch_size, data_dir=config.data_dir)
-    found.append(_evaluator("val", "val/", mean.make(), config.log_eval_steps, block, _losses(run), run, data))
+    found.append(_evaluator("val", "val/", mean.make(), config.log_eval_steps, block, _losses(run), run, data,
+                            where="config"))
   for name, kind in config.evals:
     block = config[name]
     options = dict(block.metric)
     make = evaluation.load(kind).make
     if "dataset" in inspect.signature(make).parameters:
       options.setdefault("dataset", block.dataset)
+    keywords.check(make, options, where=f"config.{name}.metric", after_data=False)
     predict = _prediction(run, block.pred, block.pred_kw, where=f"config.{name}.pred")
-    found.append(_evaluator(name, block.prefix, make(**options), block.log_steps, block, predict, run, data))
+    found.append(_evaluator(name, block.prefix, make(**options), block.log_steps, block, predict, run, data,
+                            where=f"config.{name}"))
   return found
 
 
-def _evaluator(name, prefix, metric, log_steps, block, function, run, data) -> Evaluator:
-  sharding.check_batch_size(block["batch_size"], run.mesh)
+def _evaluator(name, prefix, metric, log_steps, block, function, run, data, *, where) -> Evaluator:
+  sharding.check_batch_size(block["batch_size"], run.mesh, where=f"{where}.batch_size")
   batches = data.eval_batches(
       dataset=block["dataset"], split=block["split"], pp=block["pp"], batch_size=block["batch_size"],
       data_dir=block["data_dir"], pp_modules=run.config.pp_modules, target_keys=metric.target_keys,
@@ -243,6 +253,7 @@ def _losses(run: Run) -> Callable:
 def _prediction(run: Run, name: str, options: Mapping[str, Any], *, where: str) -> Callable:
   if name not in run.system.predict:
     raise unknown("prediction", name, run.system.predict, where=where)
+  keywords.check(run.system.predict[name], options, where=f"{where}_kw")
   function = functools.partial(run.system.predict[name], **options)
 
   def predict(variables, frozen, batch, key):

@@ -72,14 +72,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, *, grad_accum_steps: int = 1) -> None:
-  """Raises UserError when a batch (or a micro batch of it) does not divide among the devices and processes."""
+def check_batch_size(batch_size: int, mesh: Mesh, *, grad_accum_steps: int = 1,
+                     where: str = "config.batch_size") -> None:
+  """Raises UserError, naming the key, when a batch (or a micro batch) does not divide among devices and processes."""
   unit = math.lcm(batch_devices(mesh) * grad_accum_steps, jax.process_count())
   if batch_size < 1 or batch_size % unit:
     below = batch_size // unit * unit
     near = [size for size in (below, below + unit) if size > 0]
     accumulation = f" x {grad_accum_steps} accumulation steps" if grad_accum_steps > 1 else ""
-    raise UserError(f"config.batch_size: {batch_size} does not divide among {batch_devices(mesh)} devices"
+    raise UserError(f"{where}: {batch_size} does not divide among {batch_devices(mesh)} devices"
                     f"{accumulation}; nearest that does: {' or '.join(map(str, near))}")
 
 

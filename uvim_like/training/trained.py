@@ -69,8 +69,9 @@ def restore(workdir: str | os.PathLike, *, step: int | None = None, overrides: I
   stored = read_variables(folder, step)
   kept = stored.metadata.get("frozen")
   if kept is not None and kept != checksums.digest(system.frozen):
-    raise UserError(f"config.oracle.model_init: these are not the stage I weights that {folder} was trained with; "
-                    "put those back, or name them: --config.oracle.model_init=…")
+    keys = setup.frozen_keys(config)
+    raise UserError(f"{', '.join(keys)}: these are not the stage I weights that {folder} was trained with; put those "
+                    f"back, or name them: {' '.join(f'--{key}=…' for key in keys)}")
   return Trained(config, system, stored.vars, system.frozen, stored.step, folder)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 FINISHED_FILE = "finished.json"
 
-# Keys that may differ from the workdir's: they change neither what its checkpoints mean nor which batch comes next.
+# Keys that may differ from the workdir's ("*" stands for any name): they change neither what its checkpoints mean nor which batch comes next.
 # The blocks of evaluators may differ as well. All other keys are refused.
 MAY_CHANGE = {
     "data_dir": "where the same data lies",
@@ -37,6 +38,7 @@ MAY_CHANGE = {
     "compilation_cache": "speed",
     "model_init": "read at step 0 only", "model_load": "read at step 0 only",
     "oracle.model_init": "where stage I lies; a checksum of its weights is kept in the checkpoints",
+    "tokenizers.*.model_init": "where AiT's stage I lies; the same",
     "skip_nonfinite": "how much is forgiven", "on_bad_example": "how much is forgiven",
     "max_bad_share": "how much is forgiven",
 }
@@ -183,7 +185,8 @@ def check_same_config(folder: pathlib.Path, config: Any, *, accept: Collection[s
 
 def _harmless(key: str, old: Any, new: Any, *, blocks: Collection[str], accept: Collection[str]) -> bool:
   top = key.split(".")[0]
-  if top in MAY_CHANGE or key in MAY_CHANGE or top in blocks or top in accept or key in accept:
+  allowed = top in MAY_CHANGE or any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+  if allowed or top in blocks or top in accept or key in accept:
     return True
   numbers = all(isinstance(value, (int, float)) for value in (old, new))
   return key in MAY_GROW and numbers and new >= old

@@ -47,7 +47,7 @@ def make(config: Mapping[str, Any]) -> System:
                          "tokens": functools.partial(predict.tokens, parts=parts)},
                 frozen=frozen,
                 load=functools.partial(load, source=source, dont_load=kept) if source else None,
-                label_limits=(classes,) if classes else None)
+                label_limits=(classes,) if classes else None, label_key="config.tokenizers.semantics.model.classes")
 
 
 def init(key: Array, batch: Batch, *, parts: Parts) -> Vars:

@@ -41,7 +41,7 @@ def make(config: Mapping[str, Any]) -> System:
                 load=functools.partial(load, source=config["model_init"],
                                        dont_load=(config.get("model_load") or {}).get("dont_load", ())
                                        ) if config.get("model_init") else None,
-                label_limits=(model.classes + 1,) if kind == "semantics" else None)
+                label_limits=(model.classes + 1,) if kind == "semantics" else None, label_key="config.model.classes")
 
 
 def make_model(fields: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Model:

@@ -25,7 +25,7 @@ class Head(NamedTuple):
     channels: of the labels.
     num_classes: of the class head, 0 for none.
     semantic_classes: of the auxiliary semantic branch, 0 for none.
-    label_limits: see `System`.
+    label_limits, label_key: see `System`.
     query_losses: (predictions, final first and all at stride 4; semantic logits or None; labels; key) ->
       {name: (predictions, B)} weighted, their sum is minimised.
     pixel_losses: (logits (B, h, w, C), labels) -> {name: (B,)} weighted.
@@ -46,6 +46,7 @@ class Head(NamedTuple):
   pixel_outputs: Callable[..., Terms]
   centers: Callable[[Prediction], Array]
   order: Callable[[Array], Array]
+  label_key: str = ""
 
 
 def load(config: Mapping[str, Any]) -> Head:

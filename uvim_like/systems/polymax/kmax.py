@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uvim_like import keywords
 from uvim_like.errors import UserError
 from uvim_like.models.backbones import make_backbone
 from uvim_like.models.deeplab import IMAGE_STATS
@@ -37,8 +38,9 @@ def make(config: Mapping[str, Any]) -> System:
   weight = (config.get("losses") or {}).get("layers", 1.0)
   shared = dict(model=model, head=head)
   return System(init=functools.partial(store.init, model=model), loss=functools.partial(loss, layers=weight, **shared),
-                predict={"predict": functools.partial(predict, **shared), "maps": functools.partial(maps, **shared)},
-                advance=store.advance, load=load, label_limits=head.label_limits)
+                predict={"predict": keywords.describe(functools.partial(predict, **shared), rest=head.query_outputs),
+                         "maps": functools.partial(maps, **shared)},
+                advance=store.advance, load=load, label_limits=head.label_limits, label_key=head.label_key)
 
 
 def make_model(config: Mapping[str, Any], head: Head) -> Model:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uvim_like import keywords
 from uvim_like.errors import UserError
 from uvim_like.models.deeplab import Model
 from uvim_like.systems.base import LossOut, System, Vars
@@ -40,8 +41,9 @@ def make(config: Mapping[str, Any]) -> System:
                            dont_load=(config.get("model_load") or {}).get("dont_load", ())) if config.get("model_init") else None
   shared = dict(model=model, head=head)
   return System(init=functools.partial(store.init, model=model), loss=functools.partial(loss, **shared),
-                predict={"predict": functools.partial(predict, **shared)}, advance=store.advance, load=load,
-                label_limits=head.label_limits)
+                predict={"predict": keywords.describe(functools.partial(predict, **shared), rest=head.pixel_outputs)},
+                advance=store.advance, load=load, label_limits=head.label_limits,
+                label_key=head.label_key and "config.model.outputs")
 
 
 def loss(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, train: bool, *, model: Model,

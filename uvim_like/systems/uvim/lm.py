@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uvim_like import weights
+from uvim_like import keywords, weights
 from uvim_like.decoding import autoregressive, masked, parallel
 from uvim_like.errors import UserError, unknown
 from uvim_like.models.layers import POSITIONS
@@ -48,12 +48,14 @@ def make(config: Mapping[str, Any]) -> System:
   parts = Parts(model, oracle, bind(block["task"], config, where="config.oracle.task"))
   vit.check_task(oracle, parts.task, where="config.oracle.model")
   return System(init=functools.partial(init, parts=parts), loss=functools.partial(loss, parts=parts),
-                predict={"predict": functools.partial(predict, parts=parts),
+                predict={"predict": keywords.describe(
+                    functools.partial(predict, parts=parts), rest=functools.partial(sequences, parts=parts),
+                    task_options=vit.unpatched(parts.task)),
                          "sequences": functools.partial(sequences, parts=parts)},
                 frozen=load_oracle(block.get("model_init"), oracle, parts.task),
                 load=functools.partial(pretrained.load_lm, sources=config.get("model_init") or {}, model=model,
                                        dont_load=(config.get("model_load") or {}).get("dont_load", ())),
-                label_limits=parts.task.limits(oracle.inputs))
+                label_limits=parts.task.limits(oracle.inputs), label_key="config.oracle.model.inputs")
 
 
 def check_sizes(model: Model, oracle: BaseModel) -> None:

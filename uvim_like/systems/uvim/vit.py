@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uvim_like import weights
+from uvim_like import keywords, weights
 from uvim_like.errors import UserError
 from uvim_like.models.layers import POSITIONS
 from uvim_like.models.uvim import Code, Model
@@ -37,12 +37,13 @@ def make(config: Mapping[str, Any]) -> System:
                            freeze_dict=config.get("freeze_dict", False))
   learns = model.quantizer == "vq" and not model.zero_decoder_seq and not config.get("freeze_dict", False)
   return System(init=functools.partial(init, **shared), loss=loss,
-                predict={"predict": functools.partial(predict, **shared)},
+                predict={"predict": keywords.describe(functools.partial(predict, **shared),
+                                                      task_options=unpatched(task))},
                 advance=functools.partial(advance_codebook, model=model) if learns else None,
                 load=functools.partial(load, source=config["model_init"],
                                        dont_load=(config.get("model_load") or {}).get("dont_load", ())
                                        ) if config.get("model_init") else None,
-                label_limits=task.limits(model.inputs))
+                label_limits=task.limits(model.inputs), label_key="config.model.inputs")
 
 
 def make_model(fields: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> Model:
@@ -196,6 +197,11 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
       words = apply(model, variables, method="words")
       code = corrupt_code(key, code, words, mode=corrupt, fraction=fraction)
   return decode(variables, code, context(batch), model=model, task=task, **(task_options or {}))
+
+
+def unpatched(task: Task) -> functools.partial:
+  """The task's `from_planes` with what the network says of it: what it still takes are `task_options`."""
+  return functools.partial(task.from_planes, grid=None, patch=None)
 
 
 def decode(variables: Vars, code: Array | None, ctx: Array, *, model: Model, task: Task, **options) -> dict[str, Array]:

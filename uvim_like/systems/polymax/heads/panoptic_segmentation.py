@@ -23,9 +23,6 @@ Array = jax.Array
 # num_things: the first classes are things. max_instances: ids above it are void.
 HEAD = {"num_things": 80, "max_instances": 100, "solver": "device"}
 LOSSES = semantic_segmentation.LOSSES | {"class": 3.0}
-# A query below its kind's class confidence says nothing, nor does a pixel below its own, nor a mask of which less than
-# `overlap` of the pixels above one half are left to it (MaX-DeepLab, arXiv 2012.00759, section 3.4, as mask-wise merging).
-MERGE = {"thing_threshold": 0.7, "stuff_threshold": 0.5, "pixel_threshold": 0.4, "overlap": 0.8}
 
 
 def make_head(config: Mapping[str, Any]) -> Head:
@@ -43,7 +40,8 @@ def make_head(config: Mapping[str, Any]) -> Head:
       query_losses=functools.partial(query_losses, weights=losses, max_instances=int(head["max_instances"]),
                                      solver=head["solver"], **things),
       pixel_losses=no_baseline, query_outputs=functools.partial(query_outputs, num_things=things["num_things"]),
-      pixel_outputs=no_baseline, centers=semantic_segmentation.centers, order=semantic_segmentation.order)
+      pixel_outputs=no_baseline, centers=semantic_segmentation.centers, order=semantic_segmentation.order,
+      label_key="config.model.num_classes")
 
 
 def no_baseline(*arguments: Any, **options: Any) -> Terms:
@@ -134,26 +132,30 @@ def flatten(x: Array) -> Array:
   return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def query_outputs(prediction: Prediction, size: tuple[int, int], *, num_things: int, **merging: float) -> Terms:
-  """{"semantics" (0 = void, 1..C), "instances" (0 = void, query + 1)}: (B, H, W) int32, mask-wise merged.
+def query_outputs(prediction: Prediction, size: tuple[int, int], *, num_things: int, thing_threshold: float = 0.7,
+                  stuff_threshold: float = 0.5, pixel_threshold: float = 0.4, overlap: float = 0.8) -> Terms:
+  """{"semantics" (0 = void, 1..C), "instances" (0 = void, query + 1)}: (B, H, W) int32.
+
+  Merged mask-wise, with the thresholds of MaX-DeepLab (arXiv 2012.00759, section 3.4).
 
   Args:
     prediction: the final one.
     size: (H, W) of the image.
     num_things: the first classes are things.
-    **merging: other thresholds than those of `MERGE`.
+    thing_threshold, stuff_threshold: a query below its kind's class confidence says nothing.
+    pixel_threshold: nor does a pixel below this probability,
+    overlap: nor a mask of which less than this share of the pixels above one half is left to it.
   """
-  rules = options({"merging": merging}, "merging", MERGE)
   probs = jax.nn.softmax(to_full(prediction.logits, size), axis=-1)
   confidence, kind = best_class(prediction.classes)
-  keep = confidence >= jnp.where(kind < num_things, rules["thing_threshold"], rules["stuff_threshold"])
+  keep = confidence >= jnp.where(kind < num_things, thing_threshold, stuff_threshold)
   # A query that says nothing leaves its pixels to the next one.
   best = jnp.where(keep[:, None, None], probs, -1.0)
   owner, height = jnp.argmax(best, axis=-1), jnp.max(best, axis=-1)
-  owner = jnp.where(height >= rules["pixel_threshold"], owner, -1)
+  owner = jnp.where(height >= pixel_threshold, owner, -1)
   queries = probs.shape[-1]
   sure = jnp.sum(probs > 0.5, axis=(1, 2))
-  keep &= areas(owner, queries) >= rules["overlap"] * sure
+  keep &= areas(owner, queries) >= overlap * sure
   keep &= areas(owner, queries) > 0
   rows = jnp.arange(owner.shape[0])[:, None, None]
   shown = (owner >= 0) & keep[rows, jnp.maximum(owner, 0)]

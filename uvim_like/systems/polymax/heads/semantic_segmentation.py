@@ -36,7 +36,7 @@ def make_head(config: Mapping[str, Any]) -> Head:
       value_dim=0, pixel_dim=classes, channels=1, num_classes=0, semantic_classes=classes if losses["semantic"] else 0,
       label_limits=(classes + 1,), query_losses=functools.partial(query_losses, weights=losses, **shared),
       pixel_losses=functools.partial(pixel_losses, weights=losses), query_outputs=query_outputs,
-      pixel_outputs=pixel_outputs, centers=centers, order=order)
+      pixel_outputs=pixel_outputs, centers=centers, order=order, label_key="config.model.num_queries")
 
 
 def class_count(model: Mapping[str, Any]) -> int:

@@ -68,9 +68,9 @@ def pixel_losses(raw: Array, labels: Array, *, weights: Mapping[str, float]) -> 
   return weighted({"normals": normals_l2(normals, labels, valid_normals(labels))}, weights)
 
 
-def query_outputs(prediction: Prediction, size: tuple[int, int], **settings: Any) -> Terms:
+def query_outputs(prediction: Prediction, size: tuple[int, int], *, centers: Any, upsample: str) -> Terms:
   """{"normals": (B, H, W, 3)} unit vectors."""
-  return {"normals": normal_map(prediction, size, **settings)}
+  return {"normals": normal_map(prediction, size, centers=centers, upsample=upsample)}
 
 
 def pixel_outputs(raw: Array, size: tuple[int, int]) -> Terms:
