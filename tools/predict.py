@@ -36,6 +36,7 @@ from uvim_like import flags, pictures
 from uvim_like.errors import UserError
 from uvim_like.inference import model as models
 from uvim_like.inference import sizes
+from uvim_like.own_data import layout
 from uvim_like.training import workdir as workdirs
 
 INDEX = "predictions.json"
@@ -185,7 +186,7 @@ def predict(model: models.Model, sources: Sequence[Source], form: predict_files.
 
 def trains_as(path: pathlib.Path, image: np.ndarray) -> bool:
   """Whether the dataset `folder` reads a file as this picture, so that it can be copied as it is."""
-  if path.suffix.lower() not in predict_files.COPIED:
+  if path.suffix.lower() not in layout.IMAGE_SUFFIXES:
     return False
   try:
     return pictures.upright_size(path) == image.shape[:2]
