@@ -40,7 +40,7 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
   Returns:
     A Metric giving {"saved": n}.
   """
-  folder = pathlib.Path(out_dir)
+  folder = pathlib.Path(out_dir).expanduser()
 
   def update(stats: Saved, output: Example, target: Example) -> Saved:
     name = image_name(target, id_key)
