@@ -66,16 +66,14 @@ def read_config(spec: str | None, overrides: Sequence[str], folder: pathlib.Path
 def parse(words: Sequence[str]) -> argparse.Namespace:
   """The flags beside `--config`."""
   parser = flags.Parser(prog="python -m train", description=__doc__,
-                        formatter_class=argparse.RawDescriptionHelpFormatter,
                         epilog="--config=FILE.py[:arguments] and --config.key=value set the experiment.")
   parser.add_argument("--workdir", required=True, help="folder of the run: config, metrics, checkpoints, weights")
   parser.add_argument("--eval_only", action="store_true", help="evaluate the newest checkpoint and stop")
-  parser.add_argument("--replay_step", type=int, metavar="K",
-                      help="make step K again from the checkpoint before it and print the losses of its examples")
+  parser.add_whole("--replay_step", metavar="K",
+                   help="make step K again from the checkpoint before it and print the losses of its examples")
   parser.add_argument("--accept", default="", metavar="KEYS",
                       help="config keys, separated by commas, that may differ from those the workdir was trained with")
   distributed.add_flags(parser)
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   return parser.parse_args(words)
 
 

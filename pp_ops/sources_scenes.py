@@ -82,6 +82,6 @@ def prepared_path(dataset: str, data_dir: str | None) -> epath.Path | None:
   if data_dir is None:
     return None
   config = dataset.partition("/")[2] or scenes.DEFAULT_CONFIG
-  root = epath.Path(data_dir) / "scenes" / config
+  root = epath.Path(data_dir).expanduser() / "scenes" / config
   versions = [p for p in root.iterdir() if (p / "dataset_info.json").exists()] if root.exists() else []
   return max(versions, key=lambda p: [int(n) if n.isdigit() else -1 for n in p.name.split(".")], default=None)

@@ -1,5 +1,6 @@
 """TFDS datasets that were prepared on disk, with random access to array_record and to plain TFRECORD files alike."""
 
+import os
 import struct
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -150,7 +151,7 @@ def open_dataset(dataset: str, split: str, *, data_dir: str | None = None,
   """
   import tensorflow_datasets as tfds
   try:
-    builder = tfds.builder(dataset, data_dir=data_dir)
+    builder = tfds.builder(dataset, data_dir=data_dir and os.path.expanduser(data_dir))
   except tfds.core.registered.DatasetNotFoundError as error:
     names = [*tfds.list_builders(with_community_datasets=False), "scenes", "folder", "coco_json", "coco_instances", "nyu",
              "taskonomy"]

@@ -51,6 +51,7 @@ def module_of(path: pathlib.Path) -> str:
 
 SOURCES = python_files(*PACKAGES, "train.py")
 CONFIGS = python_files("configs")
+COMMANDS = sorted((ROOT / "tools").glob("*.py"))
 TESTS = python_files("tests")
 
 
@@ -147,6 +148,12 @@ def test_arrows_point_down(path):
       allowed = name in ("configs.common", "configs.own_data", "configs.ait_common", "configs.mad_common",
                          "configs.polymax_common", "configs", "uvim_like.errors")
     assert allowed, f"{module} ({layer}) imports {name}: not downwards"
+
+
+def test_what_commands_are_made_of_imports_no_command():
+  for path in python_files("tools"):
+    commands = [name for name in our_imports(path) if (ROOT / f"{name.replace('.', '/')}.py") in COMMANDS]
+    assert path.parent == ROOT / "tools" or not commands, f"{path} imports {commands}"
 
 
 @pytest.mark.parametrize("path", **ids(CONFIGS))

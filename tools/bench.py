@@ -29,18 +29,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   Raises:
     UserError: naming the flag and the nearest valid value.
   """
-  parser = Parser(prog="python -m tools.bench", description=__doc__,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(prog="python -m tools.bench", description=__doc__)
   parser.add_argument("what", help=f"one of {', '.join(PARTS)}")
-  parser.add_argument("--repeats", default="7", help="timed runs of each form")
+  parser.add_whole("--repeats", default=7, help="timed runs of each form")
   parser.add_argument("--rows", default=None, help="parts of the table, with commas; all by default")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   flags = parser.parse_args(argv)
   if flags.what not in PARTS:
     raise unknown("system", flags.what, PARTS, where="bench")
-  if not (flags.repeats.isascii() and flags.repeats.isdigit() and int(flags.repeats)):
-    raise UserError(f"--repeats: '{flags.repeats}' is no whole number from 1 on")
-  flags.repeats = int(flags.repeats)
   return flags
 
 

@@ -1,10 +1,9 @@
 """`python -m tools.compare polymax --out=compare`: trains the rows of a paper's tables on generated scenes, prints the table.
 
-All rows see the same images and as many steps as their configs say; what is finished is not done again, so that the same
-command goes on where it stopped. Rows and forms: tools/comparisons.py.
+All rows see the same images and as many steps as their configs say; what is finished is not trained again, so that the same
+command goes on where it stopped. Rows and forms: tools/comparing/comparisons.py.
 """
 
-import argparse
 import concurrent.futures
 import functools
 import json
@@ -21,7 +20,8 @@ import jax
 import numpy as np
 
 from tools import shell
-from tools.comparisons import DATA, SUITES, Row
+from tools.comparing.comparisons import DATA, SUITES, Row
+from tools.rendering import scenes_arrays
 from uvim_like import config as configs
 from uvim_like import flags
 from uvim_like.errors import UserError, unknown
@@ -44,17 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(argv: Sequence[str]) -> None:
   """The command behind its shell."""
-  parser = flags.Parser(prog="python -m tools.compare", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = flags.Parser(prog="python -m tools.compare", description=__doc__)
   parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
   parser.add_argument("--out", default="compare", help="folder for data, workdirs and table.json")
   parser.add_argument("--rows", default="", help="only these, with commas; what they need is trained too")
-  parser.add_argument("--images", type=int, default=IMAGES["train"], help="number of training images")
-  parser.add_argument("--steps", type=int, default=None, help="steps of every training, to try the command in a minute")
-  parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each on its share of the cores")
+  parser.add_whole("--images", default=IMAGES["train"], help="number of training images")
+  parser.add_whole("--steps", help="steps of every training, to try the command in a minute")
+  parser.add_whole("--jobs", default=1, help="trainings at a time, each on its share of the cores")
   options = parser.parse_args(argv)
   rows = chosen(options.suite, options.rows)
-  run(rows, pathlib.Path(options.out), images=options.images, steps=options.steps, jobs=options.jobs)
+  run(rows, pathlib.Path(options.out).expanduser(), images=options.images, steps=options.steps, jobs=options.jobs)
 
 
 def chosen(suite: str, names: str) -> list[Row]:
@@ -86,8 +85,8 @@ def run(rows: Sequence[Row], out: pathlib.Path, *, images: int, steps: int | Non
 
 
 def make_data(folder: pathlib.Path, kind: Sequence[str], images: int) -> None:
-  """The images with one kind of labels, rendered once."""
-  if not all((folder / f"{split}.npz").exists() for split in IMAGES):
+  """The images with one kind of labels, rendered once; UserError where other numbers of them are there."""
+  if not scenes_arrays.stored(folder, IMAGES | {"train": images}):
     words = ["scenes", f"--out={folder}", "--format=npz", "--config=mini", *kind, f"--workers={os.cpu_count()}",
              f"--num=train:{images},validation:{IMAGES['validation']}"]
     if subprocess.run([sys.executable, "-m", "tools.make_data", *words], check=False).returncode:
@@ -163,7 +162,7 @@ def evaluate(model: trained.Trained, options: Mapping[str, Any] | None) -> tuple
 
 
 def timed(predict: Callable, model: trained.Trained, times: list[float], rows: int) -> Callable:
-  """`predict` over the model's variables, which notes the seconds an image of every call but that which compiles."""
+  """`predict` over the model's variables, which notes the seconds an image of every call; the first compiles."""
   def call(batch):
     inputs = {key: value for key, value in batch.items() if key in setup.DEVICE_KEYS}
     began = time.perf_counter()

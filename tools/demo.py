@@ -1,11 +1,10 @@
 """`python -m tools.demo --out=demo`: both stages of UViM on generated scenes, and one page that shows the result.
 
 Renders rooms, trains stage I, a per-pixel regression of the same size and stage II, evaluates all of them on the same
-validation images and writes `report.html`. About a quarter of an hour on two CPU cores; what is finished is not done
-again.
+validation images and writes `report.html`. About a quarter of an hour on two CPU cores; the same command goes on where
+it stopped, and what is finished is not trained again.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -17,7 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools import shell
+from tools.rendering import scenes_arrays
 from uvim_like import config as configs
+from uvim_like import flags
 from uvim_like.errors import UserError
 from uvim_like.evaluators import nyu_depth
 from uvim_like.training import batches
@@ -65,21 +67,21 @@ def trainings(out: pathlib.Path) -> list[Training]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the demo; UserError is one line and exit status 2."""
-  parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  """Runs the demo; a mistake is one line and exit status 2."""
+  return shell.exit_status("demo", start, argv)
+
+
+def start(argv: Sequence[str]) -> None:
+  """The demo behind its shell."""
+  parser = flags.Parser(prog="python -m tools.demo", description=__doc__)
   parser.add_argument("--out", default="demo", help="folder for data, workdirs and report.html")
   parser.add_argument("--minutes", type=float, default=16, help="about how long it may take, installation aside")
-  parser.add_argument("--steps", type=int, default=None, help="steps of every training, to try the demo in a minute")
-  parser.add_argument("--images", type=int, default=IMAGES["train"], help="number of training images")
-  parser.add_argument("--workers", type=int, default=2, help="processes that render")
+  parser.add_whole("--steps", help="steps of every training, to try the demo in a minute")
+  parser.add_whole("--images", default=IMAGES["train"], help="number of training images")
+  parser.add_whole("--workers", default=2, help="processes that render")
   options = parser.parse_args(argv)
-  try:
-    run(pathlib.Path(options.out), minutes=options.minutes, steps=options.steps, images=options.images, workers=options.workers)
-  except UserError as error:
-    print(f"demo: {error}", file=sys.stderr)
-    return 2
-  return 0
+  run(pathlib.Path(options.out).expanduser(), minutes=options.minutes, steps=options.steps, images=options.images,
+      workers=options.workers)
 
 
 def run(out: pathlib.Path, *, minutes: float, steps: int | None, images: int, workers: int) -> None:
@@ -87,15 +89,15 @@ def run(out: pathlib.Path, *, minutes: float, steps: int | None, images: int, wo
   began = time.perf_counter()
   end = began + 60 * minutes
   data = out / "data"
-  if not all((data / f"{split}.npz").exists() for split in IMAGES):
+  if not scenes_arrays.stored(data, IMAGES | {"train": images}):
     command("tools.make_data", "scenes", f"--out={data}", "--format=npz", "--config=mini", "--task=depth",
             f"--num=train:{images},validation:{IMAGES['validation']}", f"--workers={workers}")
   rows, remaining = [constant_map_row(data)], trainings(out)
-  seconds = None if steps else stage_one_seconds(out, data)  # of a step of stage I
+  seconds = None if steps or settled_steps(remaining[0], out) else stage_one_seconds(out, data)  # of a step of stage I
   while remaining:
     training, *others = remaining
     left = end - time.perf_counter() - REPORT_SECONDS - START_SECONDS * len(remaining)
-    count = planned_steps(training, out, steps or affordable_steps(training, seconds, left))
+    count = settled_steps(training, out) or steps or affordable_steps(training, seconds, left)
     command("train", *arguments(training, out / training.name, data, steps=count, every=-(-count // 3)))
     rows.append(table_row(training, out))
     seconds, remaining = rows[-1]["minutes"] * 60 / count / training.cost, others
@@ -114,10 +116,10 @@ def command(module: str, *words: str) -> None:
     raise UserError(f"'python -m {module}' ended with status {status}; its message stands above")
 
 
-def planned_steps(training: Training, out: pathlib.Path, steps: int) -> int:
-  """The number of steps of a training: `steps`, or what an interrupted demo had settled on before."""
+def settled_steps(training: Training, out: pathlib.Path) -> int | None:
+  """The number of steps that an interrupted demo had settled on before; None where it had not come so far."""
   path = out / training.name / "config.json"
-  return configs.from_json(path.read_text(encoding="utf-8")).total_steps if path.exists() else steps
+  return configs.from_json(path.read_text(encoding="utf-8")).total_steps if path.exists() else None
 
 
 def arguments(training: Training, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, every: int) -> list[str]:

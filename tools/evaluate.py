@@ -62,10 +62,9 @@ def metric_options(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def parse(words: Sequence[str]) -> argparse.Namespace:
   """The flags, checked: a run, or a task with predictions and truth."""
   parser = flags.Parser(prog="python -m tools.evaluate", description=__doc__,
-                        formatter_class=argparse.RawDescriptionHelpFormatter,
                         epilog="--config.key=value changes the run's config, e.g. --config.data_dir=D.")
   parser.add_argument("--workdir", help="folder of a training, or its weights.npz")
-  parser.add_argument("--step", type=int, help="of a kept checkpoint; default: the newest")
+  parser.add_whole("--step", least=0, help="of a kept checkpoint; default: the newest")
   parser.add_argument("--evals", default="", help="only these of the config's evaluations, with commas")
   parser.add_argument("--task", help="of saved predictions: depth, semantic_segmentation, panoptic_segmentation, "
                       "surface_normals, instance_segmentation, captions")
@@ -74,7 +73,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("--split", help="only this split of the truth: every picture of it must have a prediction")
   parser.add_argument("--out", help="JSON file; default: evaluation_<step>.json in the workdir, or evaluation.json in "
                       "--pred")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   options = parser.parse_args(words)
   files = {"--task": options.task, "--pred": options.pred, "--gt": options.gt, "--split": options.split}
   run = {"--step": options.step, "--evals": options.evals}

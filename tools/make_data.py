@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tools import shell
 from tools.checking import check_data
 from tools.rendering import instance_arrays, scenes_arrays
+from uvim_like import flags as flag_tools
 from uvim_like import scenes
 from uvim_like.errors import UserError, unknown
 from uvim_like.scenes import stream
@@ -22,13 +23,6 @@ _PACKAGES = {"tfds": ("tensorflow_datasets",), "folder": ("PIL", "pycocotools"),
              "npz": ()}
 FILE_FORMATS = ("tfrecord", "array_record")
 _MIN_SIDE = 16  # smaller images cannot hold a thing that is worth a label
-
-
-class _Parser(argparse.ArgumentParser):
-  """Reports mistakes as UserError, so that they end like all others: one line."""
-
-  def error(self, message):
-    raise UserError(message)
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -41,9 +35,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   Raises:
     UserError: naming the flag and the nearest valid value.
   """
-  parser = _Parser(prog="python -m tools.make_data", description=__doc__, allow_abbrev=False)
-  commands = parser.add_subparsers(dest="command", parser_class=_Parser)
-  make = commands.add_parser("scenes", help="write the dataset", allow_abbrev=False)
+  parser = flag_tools.Parser(prog="python -m tools.make_data", description=__doc__)
+  commands = parser.add_subparsers(dest="command", parser_class=flag_tools.Parser)
+  make = commands.add_parser("scenes", help="write the dataset")
   make.add_argument("--out", required=True, help="folder to write into; made when missing")
   make.add_argument("--format", default="tfds", help=f"one or more of {', '.join(FORMATS)}, with commas")
   make.add_argument("--config", default=scenes.DEFAULT_CONFIG, help=f"one of {', '.join(scenes.CONFIGS)}")
@@ -51,9 +45,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
   make.add_argument("--num", default="", help="only these splits: train:8000,validation:400; default: the config's")
   make.add_argument("--task", default="depth", help=f"for npz: one of {', '.join(scenes_arrays.TASKS)}, "
                     f"and {scenes_arrays.INSTANCES} (boxes, masks, joints, captions) alone or beside it: depth,instances")
-  make.add_argument("--slots", default=str(instance_arrays.SLOTS), help="for npz instances: objects an image, at most")
-  make.add_argument("--box_mask", default=str(instance_arrays.BOX_MASK), help="for npz instances: pixels of a mask in its box")
-  make.add_argument("--workers", default="2", help="processes that render")
+  make.add_whole("--slots", default=instance_arrays.SLOTS, help="for npz instances: objects an image, at most")
+  make.add_whole("--box_mask", default=instance_arrays.BOX_MASK, help="for npz instances: pixels of a mask in its box")
+  make.add_whole("--workers", default=2, help="processes that render")
   make.add_argument("--file_format", default="tfrecord", help=f"for tfds: one of {', '.join(FILE_FORMATS)}")
   commands.add_parser("check", help="list all that is wrong with a dataset; see check --help", add_help=False)
   _check_command(argv, commands.choices)
@@ -74,15 +68,15 @@ def _checked(flags) -> argparse.Namespace:
   formats = [_one_of(name, FORMATS, "--format") for name in flags.format.split(",")]
   for name in formats:
     _require(_PACKAGES[name], f"--format={name}")
-  if pathlib.Path(flags.out).exists() and not pathlib.Path(flags.out).is_dir():
+  out = pathlib.Path(flags.out).expanduser()
+  if out.exists() and not out.is_dir():
     raise UserError(f"--out: '{flags.out}' is a file, not a folder")
   base = scenes.CONFIGS[_one_of(flags.config, scenes.CONFIGS, "--config")]
   return argparse.Namespace(
-      command=flags.command, out=pathlib.Path(flags.out), formats=list(dict.fromkeys(formats)), config=flags.config,
+      command=flags.command, out=out, formats=list(dict.fromkeys(formats)), config=flags.config,
       size=parse_size(flags.size) if flags.size else (base.size, base.size),
       counts=parse_counts(flags.num) if flags.num else dict(base.splits),
-      tasks=_tasks(flags.task), slots=_positive(flags.slots, "--slots"), box_mask=_positive(flags.box_mask, "--box_mask"),
-      workers=_positive(flags.workers, "--workers"),
+      tasks=_tasks(flags.task), slots=flags.slots, box_mask=flags.box_mask, workers=flags.workers,
       file_format=_one_of(flags.file_format, FILE_FORMATS, "--file_format"))
 
 
@@ -107,18 +101,12 @@ def _tasks(text) -> list[str]:
   return tasks
 
 
-def _positive(text, flag, *, least=1) -> int:
-  if not text.isascii() or not text.isdigit() or int(text) < least:
-    raise UserError(f"{flag}: '{text}' is not a whole number of at least {least}")
-  return int(text)
-
-
 def parse_size(text: str) -> tuple[int, int]:
   """"64" → (64, 64), "96x128" → (96, 128): height, width."""
   sides = text.lower().split("x")
   if len(sides) > 2:
     raise UserError(f"--size: '{text}' is neither a number nor HEIGHTxWIDTH, such as 64 or 96x128")
-  h, w = (_positive(side, "--size", least=_MIN_SIDE) for side in (sides[0], sides[-1]))
+  h, w = (flag_tools.whole(side, "--size", least=_MIN_SIDE) for side in (sides[0], sides[-1]))
   return h, w
 
 
@@ -130,7 +118,7 @@ def parse_counts(text: str) -> dict[str, int]:
     _one_of(split, scenes.SPLITS, "--num")
     if not colon or split in counts:
       raise UserError(f"--num: '{entry}' is not SPLIT:NUMBER, each split once, such as train:8000,validation:400")
-    counts[split] = _positive(number, "--num")
+    counts[split] = flag_tools.whole(number, "--num")
   return counts
 
 

@@ -36,6 +36,7 @@ from uvim_like import flags, pictures
 from uvim_like.errors import UserError
 from uvim_like.inference import model as models
 from uvim_like.inference import sizes
+from uvim_like.own_data import layout
 from uvim_like.training import workdir as workdirs
 
 INDEX = "predictions.json"
@@ -61,34 +62,29 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     UserError: naming the flag and the nearest valid one.
   """
   parser = flags.Parser(prog="python -m tools.predict", description=__doc__,
-                        formatter_class=argparse.RawDescriptionHelpFormatter,
                         epilog="--config.key=value changes the run's config, e.g. --config.oracle.model_init=D.")
   parser.add_argument("--workdir", required=True, help="folder of a training, or its weights.npz")
-  parser.add_argument("--step", type=int, help="of a kept checkpoint; default: the newest")
+  parser.add_whole("--step", least=0, help="of a kept checkpoint; default: the newest")
   parser.add_argument("--image", required=True, nargs="+", action="extend", help="files, folders, patterns")
   parser.add_argument("--out", required=True, help="folder of the results; made when it does not exist")
   parser.add_argument("--temperature", type=float, help="of sampling; default: as the run's evaluation")
   parser.add_argument("--decode", help="form of decoding. UViM: cached, parallel, masked; AiT: ar, parallel; "
                       "MAD: masked, one_stage")
-  parser.add_argument("--samples", type=int, default=1, help="several predictions of each picture (UViM's stage II)")
-  parser.add_argument("--seed", type=int, help="of sampling; default: the run's")
-  parser.add_argument("--batch_size", type=int, help="pictures at a time; default: the evaluation's, or all pictures")
+  parser.add_whole("--samples", default=1, help="several predictions of each picture (UViM's stage II)")
+  parser.add_whole("--seed", least=0, help="of sampling; default: the run's")
+  parser.add_whole("--batch_size", help="pictures at a time; default: the evaluation's, or all pictures")
   parser.add_argument("--score", type=float, default=overlay.SCORE,
                       help="detections below are neither drawn nor made labels (instances.json has them all)")
-  parser.add_argument("--max_side", type=int, default=sizes.MAX_SIDE,
-                      help="networks without a size of their own see larger pictures reduced to this")
+  parser.add_whole("--max_side", default=sizes.MAX_SIDE,
+                   help="networks without a size of their own see larger pictures reduced to this")
   parser.add_argument("--overlay", type=switch, default=True, metavar="true|false", help="pictures for people")
   parser.add_argument("--npz", type=switch, metavar="true|false", help="arrays beside PNGs (but not of labels)")
   parser.add_argument("--labels", type=switch, nargs="?", const=True, default=False, metavar="true|false",
                       help="write a folder to train on")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   # "--image=a b" as "--image a b": argparse takes one value after "=".
   split = [part for word in words for part in (("--image", word.removeprefix("--image=")) if word.startswith("--image=")
                                                else (word,))]
   options = parser.parse_args(split)
-  for name in ("samples", "batch_size", "max_side"):
-    if getattr(options, name) is not None and getattr(options, name) < 1:
-      raise UserError(f"--{name}: {getattr(options, name)}; at least 1 is needed")
   if options.labels and options.npz:
     raise UserError("--npz: of a label there must be one file; leave it out with --labels")
   options.npz = not options.labels if options.npz is None else options.npz
@@ -185,7 +181,7 @@ def predict(model: models.Model, sources: Sequence[Source], form: predict_files.
 
 def trains_as(path: pathlib.Path, image: np.ndarray) -> bool:
   """Whether the dataset `folder` reads a file as this picture, so that it can be copied as it is."""
-  if path.suffix.lower() not in predict_files.COPIED:
+  if path.suffix.lower() not in layout.IMAGE_SUFFIXES:
     return False
   try:
     return pictures.upright_size(path) == image.shape[:2]

@@ -4,7 +4,6 @@ A table of all runs with the protocol of its numbers, validation pictures (image
 has to show beside them, curves, timings, configs and their differences. The page needs no network.
 """
 
-import argparse
 import inspect
 import json
 import os
@@ -69,18 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> None:
   """Writes the page and says how large it is."""
-  parser = flags.Parser(prog="python -m tools.report", description=__doc__,
-                        formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = flags.Parser(prog="python -m tools.report", description=__doc__)
   parser.add_argument("--workdir", required=True, help="folders of trainings, with commas")
   parser.add_argument("--out", required=True, help="the page to write, F.html")
-  parser.add_argument("--rows", type=int, default=8, help="validation images to show (8)")
+  parser.add_whole("--rows", default=8, help="validation images to show (8)")
   parser.add_argument("--table", default="", help="JSON list of more rows of the table: [{name, RMSE, minutes, …}]; a "
                       "row with the name of a run's row replaces its values")
   parser.add_argument("--title", default=None, help="of the page; by default it follows from the runs")
   options = parser.parse_args(argv)
-  extra = read_table(pathlib.Path(options.table)) if options.table else []
-  size = write(options.workdir.split(","), options.out, rows=options.rows, extra=extra, title=options.title, say=print)
-  print(f"{options.out}: {size / 1e6:.2f} MB")
+  extra = read_table(pathlib.Path(options.table).expanduser()) if options.table else []
+  out = pathlib.Path(options.out).expanduser()
+  size = write(options.workdir.split(","), out, rows=options.rows, extra=extra, title=options.title, say=print)
+  print(f"{out}: {size / 1e6:.2f} MB")
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, Any]]:

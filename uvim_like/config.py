@@ -69,7 +69,8 @@ def split_argv(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
 def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
   """The config of "FILE.py" or "FILE.py:arguments" with overrides applied, references alive; not yet checked.
 
-  The argument `folder` with an override "data_dir=D" reads what the config must know of somebody's own data in D.
+  The argument `folder` with an override "data_dir=D" reads what the config must know of somebody's own data in D;
+  finished examples (dataset "npz") may have the names of their classes beside them.
 
   Args:
     spec: as after `--config=`.
@@ -79,6 +80,7 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
     UserError: no such file, no `get_config` in it, wrong arguments or overrides; all that is wrong with own data.
   """
   path, colon, arg = spec.partition(":")
+  path = os.path.expanduser(path)
   with _mistakes_of(path):
     get_config = getattr(_load_module(pathlib.Path(path)), "get_config", None)
   if get_config is None:
@@ -96,6 +98,7 @@ def load_file(spec: str, overrides: Iterable[str] = ()) -> mlc.ConfigDict:
       log.warning("%s: %s", data_dir, note)
   for text in overrides:
     override(config, text)
+  form.put_stored_names(config)
   return config
 
 

@@ -239,7 +239,7 @@ def test_labels_need_an_empty_folder(workdir_of, data_dir, tmp_path, capsys):
     ("deeplab_semantic", ["--step=7"], "--workdir: no checkpoints in"),
     ("deeplab_semantic", ["--tempersture=1"], "unknown flag '--tempersture'; did you mean '--temperature'?"),
     ("deeplab_semantic", ["--overlay=maybe"], "'maybe' is neither true nor false"),
-    ("deeplab_semantic", ["--batch_size=0"], "--batch_size: 0; at least 1"),
+    ("deeplab_semantic", ["--batch_size=0"], "--batch_size: '0' is no whole number from 1 on"),
     ("deeplab_semantic", ["--config.seeed=1"], "did you mean 'seed'?"),
     ("uvim_depth", ["--samples=2", "--temperature=0"], "at temperature 0 are all the same"),
     ("uvim_depth", ["--decode=cashed"], "did you mean 'cached'?"),

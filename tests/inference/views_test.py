@@ -1,11 +1,16 @@
 """Which evaluations a run predicts by, with which options, at which sizes, and what its classes are called."""
 
+import jax
 import ml_collections as mlc
+import numpy as np
 import pytest
 
+from tests.inference.conftest import RUNS
+from uvim_like import config as configs
 from uvim_like.errors import UserError
-from uvim_like.inference import sizes, tables, views
+from uvim_like.inference import model, sizes, tables, views
 from uvim_like.inference.views import View
+from uvim_like.training import setup
 
 
 def config_of(system="uvim.lm", evals=(), **values):
@@ -86,6 +91,31 @@ def test_sizes():
   assert sizes.on_canvas((3000, 4000), (480, 480), windows=2) == (480, 640)
   assert sizes.on_canvas((100, 900), (480, 480), windows=2) == (480, 960)
   assert sizes.on_canvas((900, 100), (480, 480), windows=2) == (480, 480)
+
+
+def test_a_joint_training_sees_depth_at_its_codes_size():
+  """AiT's joint recipe puts objects on 640 pixels and depth into the upper left 480 of them."""
+  config = configs.with_defaults(configs.load_file("configs/ait/joint.py"))
+  objects, depth = views.views(config)
+  assert views.canvas_of(config, objects) == (640, 640) and views.canvas_of(config, depth) == (480, 480)
+  assert model.network_size((960, 1280), config=config, view=depth, max_side=1281) == (480, 640)
+  alone = configs.with_defaults(configs.load_file("configs/ait/depth.py"))
+  assert views.canvas_of(alone, views.views(alone)[0]) == (480, 480)
+
+
+def test_a_map_smaller_than_the_canvas_is_predicted():
+  tiny = RUNS["ait_depth"]
+  config = configs.with_defaults(mlc.ConfigDict(tiny | dict(
+      dataset="folder", batch_size=1, model=tiny["model"] | dict(input_size=(56, 56)), solver=dict(
+          tasks=("depth",), map_size=(40, 40)))))
+  view = views.views(config)[0]
+  size = model.network_size((80, 112), config=config, view=view, max_side=1281)
+  system = setup.make_system(config)
+  batch = {"image": np.zeros((1, *size, 3), np.float32)}
+  found = jax.eval_shape(lambda key: system.predict[view.pred](
+      system.init(key, {"image": np.zeros((1, 56, 56, 3), np.float32)}), system.frozen, batch, key, **view.options),
+                         jax.random.key(0))
+  assert found["depth"].shape == (1, 40, 56)
 
 
 @pytest.mark.parametrize("values, names", [

@@ -19,7 +19,7 @@ def test_coco_panoptic():
   assert classes.table("coco/2017_panoptic:1.1.0") == table
 
 
-@pytest.mark.parametrize("dataset", ["scenes", "scenes/mini"])
+@pytest.mark.parametrize("dataset", ["scenes", "scenes/mini", "scenes/tiny:1.0.0"])
 def test_scenes(dataset):
   table = classes.table(dataset)
   assert table.ids == (1, 3, 8, 17, 44, 92, 101, 118, 133, 171)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tools import cluster_maps
-from tools.cluster_maps import Clusters
-from tools.reporting import figures_clusters
+from tools.reporting import figures_clusters, report_clusters
 from tools.reporting.examples import Examples
+from tools.reporting.report_clusters import Clusters
 
 
 def decode(png):
@@ -38,7 +38,7 @@ def test_a_map_goes_from_dark_to_its_tint():
     ("panoptic", [[1.0], [2.0]], ["query 1 · 25%", "query 2 · 75%"])])
 def test_centres_are_named(family, centers, titles):
   base = Examples("x", family, (), {}, {}, {}, {}, 0.0, names={0: "void", 1: "wall"})
-  made = cluster_maps.described(base, Clusters(np.zeros((2, 2, 2)), np.array(centers), np.array([.25, .75]), 2))
+  made = report_clusters.described(base, Clusters(np.zeros((2, 2, 2)), np.array(centers), np.array([.25, .75]), 2))
   assert [title.replace("\N{NO-BREAK SPACE}", " ") for title, _ in made] == titles
   assert (made[0][1] == made[1][1]) == (family in ("depth", "panoptic"))
 

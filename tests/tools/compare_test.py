@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from tools import compare, comparisons, make_data
+from tools import compare, make_data
+from tools.comparing import comparisons
 from uvim_like import config as configs
 from uvim_like.errors import UserError
 from uvim_like.training import batches
@@ -48,6 +49,13 @@ def test_a_row_brings_what_it_needs():
 def test_a_mistake_is_one_line(capsys):
   assert compare.main(["polymx"]) == 2
   assert capsys.readouterr().err == "compare: unknown suite 'polymx'; did you mean 'polymax'?\n"
+
+
+def test_whole_numbers_are_asked_for(capsys):
+  for word in ("--jobs=0", "--steps=-1", "--images=few"):
+    assert compare.main(["polymax", word]) == 2
+    flag, _, value = word.partition("=")
+    assert capsys.readouterr().err == f"compare: {flag}: '{value}' is no whole number from 1 on\n"
 
 
 def test_constant_maps():

@@ -15,9 +15,12 @@ from pycocotools.cocoeval import COCOeval
 
 from tools import make_data
 from tools.rendering import scenes_arrays, scenes_files
+from uvim_like import config as configs
 from uvim_like import scenes
 from uvim_like.errors import UserError
+from uvim_like.inference import tables, views
 from uvim_like.scenes.classes import CATEGORY_IDS, NAMES
+from uvim_like.training import batches
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SIZE = (48, 64)
@@ -128,6 +131,49 @@ def test_npz_of_chosen_tasks(tmp_path, tasks, keys):
   assert (tmp_path / "captions.model").exists()
 
 
+def test_names_of_classes_lie_beside_the_examples(tmp_path):
+  """A training on finished examples takes them over, so that its predictions and reports have names."""
+  words = ["scenes", f"--out={tmp_path}", "--size=32", "--num=train:1", "--workers=1", "--format=npz"]
+  assert make_data.main([*words, "--task=depth"]) == 0
+  spec, place = str(ROOT / "configs/{}.py:scenes,runlocal"), ["dataset=npz", f"data_dir={tmp_path}"]
+  assert not (tmp_path / "class_names.json").exists()
+  assert not configs.load_file(spec.format("polymax/semantic"), place).get("class_names")
+  for task, name, kind, make in (("semantic_segmentation", "polymax/semantic", NAMES, tables.semantic_table),
+                                 ("panoptic_segmentation", "uvim/panoptic_stage2", NAMES, tables.semantic_table),
+                                 ("instances", "mad/r50", NAMES[:5], tables.object_table)):
+    assert make_data.main([*words, f"--task={task}"]) == 0
+    config = configs.with_defaults(configs.load_file(spec.format(name), place))
+    configs.check(config)
+    found = make(config, views.views(config)[0])
+    assert found.names == kind and (task == "semantic_segmentation" or found.ids == CATEGORY_IDS[:len(kind)])
+  assert not configs.load_file(spec.format("mad/r50"), place[1:]).get("class_names")   # rendered scenes have a table
+  (tmp_path / "class_names.json").write_text('{"semantic": "wall"}')
+  with pytest.raises(UserError, match=r'class_names.json: {"semantic": \["wall", …\]} is needed'):
+    configs.load_file(spec.format("mad/r50"), place)
+
+
+def test_examples_that_are_there_must_be_as_many_as_are_asked_for(tmp_path):
+  counts = {"train": 2, "validation": 1}
+  assert not scenes_arrays.stored(tmp_path, counts)
+  assert make_data.main(["scenes", f"--out={tmp_path}", "--size=32", "--num=train:2,validation:1", "--format=npz",
+                         "--workers=1"]) == 0
+  assert scenes_arrays.stored(tmp_path, counts)
+  with pytest.raises(UserError, match="train.npz holds 2 examples, and 3 are asked for"):
+    scenes_arrays.stored(tmp_path, counts | {"train": 3})
+  (tmp_path / "train.npz").write_text("no archive")
+  with pytest.raises(UserError, match="train.npz: no finished examples"):
+    scenes_arrays.stored(tmp_path, counts)
+
+
+def test_home_folders_are_found(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert make_data.main(["scenes", "--out=~/data", "--size=32", "--num=train:1", "--format=npz", "--workers=1"]) == 0
+  assert (tmp_path / "data" / "train.npz").is_file()
+  assert batches.num_examples(dataset="npz", split="train", data_dir="~/data") == 1
+  assert make_data.main(["check", "--dataset=npz", "--data_dir=~/data"]) == 0
+  assert "1 examples: no problems" in capsys.readouterr().out
+
+
 def test_folder_holds_maps_with_the_same_stems(data):
   for split, _, e in both_splits():
     root, name = data / split, e["image/filename"]
@@ -139,6 +185,7 @@ def test_folder_holds_maps_with_the_same_stems(data):
     assert depth.dtype in (np.uint16, np.int32)
     np.testing.assert_allclose(depth, e["depth"].astype(np.float64) * 1000, atol=0.5)
     np.testing.assert_array_equal(depth == 0, e["depth"] == 0)
+  assert (data / "classes.txt").read_text().splitlines() == list(NAMES)
   names = [sorted(path.name for path in (data / "train" / kind).iterdir())
            for kind in ("images", "depth", "semantic", "normals", "panoptic")]
   assert all(group == names[0] for group in names) and len(names[0]) == 5
@@ -239,11 +286,11 @@ def test_works_without_tensorflow(tmp_path):
     (["scenes", "--out=x", "--task=depth,instancs"], "--task: unknown value 'instancs'; did you mean 'instances'"),
     (["scenes", "--out=x", "--task=depth,surface_normals"], "both want the array 'labels'"),
     (["scenes", "--out=x", "--num=trian:8"], "--num: unknown value 'trian'; did you mean 'train'"),
-    (["scenes", "--out=x", "--num=train:many"], "--num: 'many' is not a whole number"),
+    (["scenes", "--out=x", "--num=train:many"], "--num: 'many' is no whole number"),
     (["scenes", "--out=x", "--num=train"], "--num: 'train' is not SPLIT:NUMBER"),
-    (["scenes", "--out=x", "--size=64x"], "--size: '' is not a whole number"),
+    (["scenes", "--out=x", "--size=64x"], "--size: '' is no whole number"),
     (["scenes", "--out=x", "--size=1x2x3"], "--size: '1x2x3'"),
-    (["scenes", "--out=x", "--size=8"], "--size: '8' is not a whole number of at least 16"),
+    (["scenes", "--out=x", "--size=8"], "--size: '8' is no whole number from 16 on"),
     (["scenes", "--out=x", "--workers=0"], "--workers: '0'"),
     (["scenes", f"--out={__file__}", "--format=npz"], "is a file, not a folder"),
 ])

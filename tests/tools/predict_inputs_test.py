@@ -45,6 +45,13 @@ def test_names_are_different_even_where_capitals_do_not_count():
   assert len(set(long)) == 2 and max(map(len, long)) < 200
 
 
+def test_names_fit_into_a_file_system_whatever_their_letters_take():
+  wanted = [("深" * 200, ".png"), ("深" * 200, ".jpg"), ("ü" * 70 + ".x", ".jpg"), ("a", "." + "🦊" * 60), ("a", ".\udcff")]
+  names = inputs.unique_names(wanted)
+  assert len(set(names)) == len(wanted) and all(len(f"{name}_9999.png".encode()) < 200 for name in names)
+  assert names[0].startswith("深" * 40) and names[0].endswith("_png") and names[2] == "ü" * 70 + ".x"
+
+
 def test_numbers_are_those_of_the_names_where_they_are_numbers():
   assert inputs.image_numbers(["000000000139", "7"]) == [139, 7]
   assert inputs.image_numbers(["7", "07"]) == [0, 1]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tests.tools.report_runs import COUNT
-from tools import cluster_maps
-from tools.reporting import report_ait, report_pictures, report_stages, report_systems
+from tools.reporting import report_ait, report_clusters, report_pictures, report_stages, report_systems
 from tools.reporting.html import Picture
 from tools.reporting.report_seen import Special
 from uvim_like.errors import UserError
@@ -67,7 +66,7 @@ def test_clusters_make_the_prediction(seen):
 
 def test_rows_of_maps(seen):
   base, clusters = seen["polymax"].examples[0], seen["polymax"].extras["cluster maps"][0]
-  (label, first), (empty, second) = cluster_maps.map_rows(base, clusters, 0)
+  (label, first), (empty, second) = report_clusters.map_rows(base, clusters, 0)
   assert label.startswith("0–") and empty == "" and len(first) == 2 + 8 and len(second) == 2 + 3
   assert second[:2] == [None, None] and all(isinstance(cell, Picture) for cell in [*first, *second[2:]])
   assert first[2].caption.startswith("(") and "%" in first[2].caption

@@ -19,7 +19,7 @@ def check(data_dir: str | None, options: Options) -> tuple[int, list[Problem]]:
   """(number of examples, problems) of all `<split>.npz` in a folder; UserError when there are none."""
   if not data_dir:
     raise UserError("--data_dir is missing: the folder of the <split>.npz files")
-  files = {path.stem: path for path in sorted(pathlib.Path(data_dir).glob("*.npz"))}
+  files = {path.stem: path for path in sorted(pathlib.Path(data_dir).expanduser().glob("*.npz"))}
   if not files:
     raise UserError(f"--data_dir: no .npz files in {data_dir}")
   if options.split is not None and options.split not in files:

@@ -4,10 +4,10 @@ Prints a line for each problem with the id of its example, and how many there ar
 when there are some, 2 after a mistake in the flags.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tools import shell
 from uvim_like import flags
 from uvim_like.errors import UserError
 from uvim_like.own_data.problems import Problem, summary, watched
@@ -17,6 +17,11 @@ __all__ = ["Options", "Problem", "check", "main", "summary", "watched"]
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; returns the exit status."""
+  return shell.exit_status("make_data check", command, argv)
+
+
+def command(argv: Sequence[str]) -> int:
+  """Prints the problems; 1 where there are some."""
   parser = flags.Parser(prog="python -m tools.make_data check", description=__doc__)
   parser.add_argument("--dataset", required=True, help="folder, coco_json, npz, scenes or a TFDS name, as in a config")
   parser.add_argument("--data_dir", default=None, help="where it is, as in a config")
@@ -24,13 +29,9 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--classes", default="", help="number of classes of labels, by channel: 11 or 134,100; without "
                       "it only what the dataset itself says is checked")
   parser.add_argument("--ignore", default="255", help="label values that stand for void, beside the classes")
-  try:
-    given = parser.parse_args(argv)
-    options = Options(_numbers(given.classes, "--classes"), frozenset(_numbers(given.ignore, "--ignore")), given.split)
-    total, problems = check(given.dataset, given.data_dir, options)
-  except UserError as error:
-    print(f"make_data check: {error}", file=sys.stderr)
-    return 2
+  given = parser.parse_args(argv)
+  options = Options(_numbers(given.classes, "--classes"), frozenset(_numbers(given.ignore, "--ignore")), given.split)
+  total, problems = check(given.dataset, given.data_dir, options)
   for problem in problems:
     print(problem.line())
   print(summary(total, problems))

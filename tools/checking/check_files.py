@@ -11,7 +11,7 @@ from uvim_like.own_data.check import Rules, check_place
 def check(root: str, *, coco: bool, options: Options) -> tuple[int, list[Problem]]:
   """(number of images, problems) of all splits, or of `options.split`; UserError when there are none."""
   try:
-    places = layout.find(epath.Path(root))
+    places = layout.find(epath.Path(root).expanduser())
   except UserError:
     places = {}
   if coco:

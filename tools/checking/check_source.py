@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from pp_ops.sources import open_source
-from tools.checking.check_arrays import label_problems
 from tools.checking.check_data import Options, Problem, watched
 from uvim_like.errors import UserError
+from uvim_like.own_data.check import label_problems
 
 BAD = (tf.errors.OpError, ValueError, UserError)
 MAPS = ("depth", "semantic", "normals", "panoptic_image", "labels", "segmentation_label")

@@ -59,7 +59,8 @@ def evaluate(task: str, pred: pathlib.Path, gt: pathlib.Path, *, split: str | No
     task: of `TASKS`, or a short name.
     pred: folder of predictions, or one JSON file.
     gt: folder of the truth, or one JSON file.
-    split: of the truth; without, pictures that have a prediction are scored, and the protocol says how many have none.
+    split: of the truth, all of whose pictures must have a prediction; predictions of the folder's other pictures are left
+      out. Without, pictures that have a prediction are scored. The protocol says how many were left out.
     options: of the metric, over its defaults.
 
   Raises:
@@ -68,7 +69,9 @@ def evaluate(task: str, pred: pathlib.Path, gt: pathlib.Path, *, split: str | No
   chosen = find(task)
   truth = truth_files.read(gt, chosen.kind, split=split)
   predictions = saved.read(pred, chosen.kind)
-  names = matched(truth, chosen.names(predictions), whole=split is not None)
+  found = chosen.names(predictions)
+  others = found & truth_files.elsewhere(gt, chosen.kind, truth) if split is not None and found else frozenset()
+  names = matched(truth, found - others if others else found, whole=split is not None)
   metric = made(chosen, truth, predictions, dict(options or {}))
   stats = metric.init()
   for output, target in tqdm(chosen.pairs(truth, predictions, names), total=len(names), desc=task, unit="picture",
@@ -76,6 +79,7 @@ def evaluate(task: str, pred: pathlib.Path, gt: pathlib.Path, *, split: str | No
     stats = metric.update(stats, output, target)
   left = len(truth.names) - len(names)
   share = f"; {left} of the truth's {len(truth.names)} pictures have no prediction and are left out" if left else ""
+  share += f"; {len(others)} predictions of pictures outside the split are left out" if others else ""
   return Measured(task, chosen.evaluator, f"{len(names)} pictures of {gt}{f' {split!r}' if split else ''}",
                   metric.compute(stats), metric.protocol + share, dict(options or {}))
 
@@ -131,7 +135,8 @@ def semantic_pairs(truth: Truth, predictions: saved.Predictions, names: Sequence
 def depth_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
   """The whole picture, every measured pixel: as trainings on own data evaluate; options are those of `nyu_depth`."""
   if "preset" not in options and "max_depth" not in options:
-    highest = max(float(np.nanmax(READERS["depth"](path), initial=0)) for path in truth.maps.values())
+    maps = map(READERS["depth"], truth.maps.values())
+    highest = max(float(depth[np.isfinite(depth)].max(initial=0)) for depth in maps)
     options = {**options, **({"max_depth": depth_limit(highest)} if highest > 0 else {})}
   return nyu_depth.make(**{"preset": "plain", "target_key": "depth", **options})
 
@@ -187,13 +192,21 @@ def panoptic_pairs(truth: Truth, predictions: saved.Predictions, names: Sequence
 
 
 def objects_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
-  """Average precision of what the predictions have: boxes, masks, joints."""
+  """Average precision of what the predictions have: boxes, masks, joints.
+
+  Raises:
+    UserError: an option that is about a network's masks or raw features; files have run lengths and COCO's pixels.
+  """
+  for name in ("threshold", "dataset"):
+    if name in options:
+      raise UserError(f"--metric.{name}: saved objects are in COCO's form already, masks as run lengths; leave it out")
   kinds = options.get("kinds") or predictions.kinds
   kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
   person = options.get("person") or truth.person
   metric = coco_instances.make(**{"kinds": kinds, "dataset": "coco_instances", "person": person, **options})
   return metric._replace(update=functools.partial(add_objects, masks="masks" in kinds),
-                         compute=functools.partial(object_numbers, kinds=kinds, person=person or 1))
+                         compute=functools.partial(object_numbers, kinds=kinds, person=person or 1),
+                         protocol=coco_instances.describe(kinds, None))
 
 
 def object_numbers(stats: Collected, *, kinds: Sequence[str], person: int) -> dict[str, float]:

@@ -125,7 +125,7 @@ def read(pred: pathlib.Path, kind: str) -> Predictions:
       raise UserError(f"--pred: there is no {kind}.json in '{pred}'")
     looked_at = None if numbers is None else frozenset(numbers.values())
     return Predictions(str(pred), kind, entries=entries, looked_at=looked_at)
-  found = _maps(root / kind if (root / kind).is_dir() else root, names or {})
+  found = _maps(root / kind if (root / kind).is_dir() else root, names)
   if not found:
     raise UserError(f"--pred: no {kind}/ with files ({', '.join(SUFFIXES)}) in '{pred}'")
   if kind == "panoptic":
@@ -146,11 +146,17 @@ def _segments(path: epath.Path) -> tuple[Mapping[str, Any], dict[str, Sequence[M
     raise UserError(f"--pred: {path} is no COCO panoptic file ({type(error).__name__}: {error})") from error
 
 
-def _maps(folder: epath.Path, names: Mapping[str, str]) -> dict[str, epath.Path]:
-  """Name of the picture -> its file, arrays before pictures; UserError for several samples of one."""
+def _maps(folder: epath.Path, names: Mapping[str, str] | None) -> dict[str, epath.Path]:
+  """Name of the picture -> its file, arrays before pictures; UserError for several samples of one.
+
+  With the names of an index, other files are left out: an earlier command wrote them into the same folder.
+  """
   found: dict[str, epath.Path] = {}
   for path in sorted(folder.iterdir(), key=lambda p: p.name):
-    suffix, name = path.suffix.lower(), names.get(path.stem, path.stem)
+    suffix, result = path.suffix.lower(), path.name if path.is_dir() else path.stem
+    if names is not None and result not in names:
+      continue
+    name = names[result] if names is not None else result
     if suffix in SUFFIXES and not path.name.startswith("."):
       if name not in found or SUFFIXES.index(suffix) < SUFFIXES.index(found[name].suffix.lower()):
         found[name] = path

@@ -79,16 +79,32 @@ def read(gt: pathlib.Path, kind: str, *, split: str | None) -> Truth:
   if not root.exists():
     raise UserError(f"--gt: there is no folder or file '{gt}'")
   if root.is_file():
+    if split is not None:
+      raise UserError(f"--split: '{gt}' is one file, which has no splits; leave it out")
     return _tables(str(gt), kind, [Place("", root.parent, {}, {kind: root})])
-  try:
-    places = layout.find(root)
-  except UserError:
-    places = {"": Place("", root / "images", {name: root / name for name in SUFFIXES if (root / name).is_dir()},
-                        {name: root / f"{name}.json" for name in layout.TABLES if (root / f"{name}.json").exists()})}
-  chosen = _chosen(places, split)
+  chosen = _chosen(_places(root), split)
   if kind in ("instances", "captions"):
     return _tables(str(gt), kind, chosen)
   return _maps(root, kind, chosen)
+
+
+def elsewhere(gt: pathlib.Path, kind: str, truth: Truth) -> frozenset[str]:
+  """Names of the pictures that the folder has beside those of a truth that was read from one of its splits."""
+  root = epath.Path(gt)
+  places = _places(root).values() if root.is_dir() else ()
+  folders = [folder for place in places for folder in (
+      place.images, *(place.maps[name] for name in FOLDERS.get(kind, ()) if name in place.maps))]
+  names = {path.stem for folder in dict.fromkeys(folders) if folder.is_dir() for path in folder.iterdir()}
+  return frozenset(names - set(truth.names))
+
+
+def _places(root: epath.Path) -> dict[str, Place]:
+  """The splits of a folder as trainings read it; one without images/ is a place of its own."""
+  try:
+    return layout.find(root)
+  except UserError:
+    return {"": Place("", root / "images", {name: root / name for name in SUFFIXES if (root / name).is_dir()},
+                      {name: root / f"{name}.json" for name in layout.TABLES if (root / f"{name}.json").exists()})}
 
 
 def _chosen(places: Mapping[str, Place], split: str | None) -> list[Place]:

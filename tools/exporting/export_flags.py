@@ -27,22 +27,19 @@ def parse(argv: Sequence[str], *, description: str) -> tuple[argparse.Namespace,
   """
   overrides, rest = shell.overrides_of_run(argv)
   parser = flag_tools.Parser(prog="python -m tools.export", description=description,
-                             formatter_class=argparse.RawDescriptionHelpFormatter,
                              epilog="--config.key=value changes a key of the run's config, e.g. where stage I lies.")
   parser.add_argument("--workdir", required=True, help="folder of a training")
   parser.add_argument("--format", default="npz", help=f"of {', '.join(FORMATS)}; several with commas")
   parser.add_argument("--out", help="file or folder to write; with several formats a folder for all of them")
   parser.add_argument("--check", metavar="PATH", help="compare what was exported before; nothing is written")
-  parser.add_argument("--step", default=None, help="a checkpoint's step; default: the newest that can be read")
+  parser.add_whole("--step", least=0, help="a checkpoint's step; default: the newest that can be read")
   parser.add_argument("--view", default=None, help="of programs: the evaluation of the config that is wanted")
   parser.add_argument("--input_size", default=None, metavar="HxW", help="of programs: of all pictures, where the "
                       "preprocessing does not bring every picture to one size")
   parser.add_argument("--full_size", action="store_true", help="of programs: maps at the picture's size")
   parser.add_argument("--tolerance", default=None, help="of programs: of numbers, relative to the largest of an output")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   flags = parser.parse_args(rest)
   flags.workdir = pathlib.Path(flags.workdir).expanduser()
-  flags.step = None if flags.step is None else _whole(flags.step, "--step")
   flags.input_size = None if flags.input_size is None else _size(flags.input_size)
   flags.tolerance = None if flags.tolerance is None else _number(flags.tolerance, "--tolerance")
   flags.format = [name.strip() for name in flags.format.split(",")]
@@ -60,12 +57,6 @@ def parse(argv: Sequence[str], *, description: str) -> tuple[argparse.Namespace,
   return flags, overrides
 
 
-def _whole(text: str, flag: str) -> int:
-  if not (text.isascii() and text.isdigit()):
-    raise UserError(f"{flag}: '{text}' is no whole number")
-  return int(text)
-
-
 def _number(text: str, flag: str) -> float:
   try:
     value = float(text)
@@ -79,6 +70,7 @@ def _number(text: str, flag: str) -> float:
 def _size(text: str) -> tuple[int, int]:
   sides = text.lower().split("x")
   sides = sides * 2 if len(sides) == 1 else sides
-  if len(sides) != 2 or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
+  if len(sides) != 2:
     raise UserError(f"--input_size: '{text}' is no HEIGHTxWIDTH, e.g. 480x640")
-  return int(sides[0]), int(sides[1])
+  height, width = (flag_tools.whole(side, "--input_size") for side in sides)
+  return height, width

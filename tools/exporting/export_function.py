@@ -145,7 +145,7 @@ def fixed_size(config: Any, program: inputs.Program, chosen: Sequence[View], *, 
   if inputs.fixed_output(program):
     return None
   if views.system_of(config) == AIT:
-    return sizes.on_canvas(picture, tuple(canvas), chosen[0].options.get("windows", 0))
+    return sizes.on_canvas(picture, views.canvas_of(config, chosen[0]), chosen[0].options.get("windows", 0))
   if canvas and len(canvas) == 2:
     return tuple(canvas)
   return sizes.capped(picture)

@@ -21,7 +21,6 @@ from uvim_like.tasks.classes import ClassTable
 from uvim_like.training import workdir
 
 VOID, WIDE_VOID = 255, 65535   # of label PNGs with 8 and 16 bits
-COPIED = (".jpg", ".jpeg", ".png")   # what the dataset `folder` reads as an image
 FOLDERS = {"depth": "depth", "semantics": "semantic", "normals": "normals", "color": "color"}
 
 
@@ -78,11 +77,8 @@ def write_one(form: Form, source: Source, results: Mapping[str, Any], *, copy: b
     copy: with labels: the picture's file can be copied as it is; else its pixels are written anew.
   """
   image = results["image"]
-  shown = f"{source.name}.png"
-  if form.labels:
-    shown = _write_image(form.out / "images", source, image, copy=copy)
-  about = {"id": source.number, "file_name": shown if form.labels else str(source.path), "height": image.shape[0],
-           "width": image.shape[1]}
+  shown = _write_image(form.out / "images", source, image, copy=copy) if form.labels else str(source.path)
+  about = {"id": source.number, "file_name": shown, "height": image.shape[0], "width": image.shape[1]}
   for key, folder in FOLDERS.items():
     if key in results and not (key == "semantics" and "instances" in results):
       _write_map(form, key, form.out / folder, source.name, results[key])
@@ -100,7 +96,7 @@ def _without(entry: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 def _write_image(folder: pathlib.Path, source: Source, image: np.ndarray, *, copy: bool) -> str:
   """The picture under its result's name; returns the file's name."""
   folder.mkdir(parents=True, exist_ok=True)
-  if copy and source.path.suffix.lower() in COPIED:
+  if copy:
     name = source.name + source.path.suffix.lower()
     shutil.copyfile(source.path, folder / name)
     return name
@@ -116,10 +112,22 @@ def _write_map(form: Form, key: str, folder: pathlib.Path, name: str, x: np.ndar
   picture = {"depth": depth_millimetres, "semantics": class_ids(form.names.semantic), "normals": normal_bytes,
              "color": lambda color: color}[key]
   axes = 3 if key in ("normals", "color") else 2
+  clear(folder, name)
   for path, one in named_samples(folder / name, x, axes):
     save_png(path, picture(one))
   if form.npz and key in ("depth", "normals"):
     np.savez_compressed(folder / f"{name}.npz", **{key: x})
+
+
+def clear(folder: pathlib.Path, name: str) -> None:
+  """Removes what an earlier command wrote of this picture: an array or samples would be taken for the new map's own."""
+  for suffix in (".png", ".npz"):
+    (folder / f"{name}{suffix}").unlink(missing_ok=True)
+  if (samples := folder / name).is_dir():
+    for old in samples.glob("sample*.png"):
+      old.unlink()
+    if not any(samples.iterdir()):
+      samples.rmdir()
 
 
 def named_samples(place: pathlib.Path, x: np.ndarray, axes: int) -> list[tuple[pathlib.Path, np.ndarray]]:
@@ -155,6 +163,7 @@ def _write_panoptic(form: Form, source: Source, results: Mapping[str, Any]) -> l
   """The PNG of segments, and its entry of panoptic.json."""
   pairs = np.stack([results["semantics"], results["instances"]], axis=-1)
   entries = []
+  clear(form.out / "panoptic", source.name)
   for path, pair in named_samples(form.out / "panoptic" / source.name, pairs, 3):
     ids, segments = pq.two_channel_to_segments(pair[..., 0], pair[..., 1], form.names.semantic)
     save_png(path, pq.id_to_rgb(ids))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from uvim_like.errors import UserError, suggest
 
-LONGEST = 150   # characters of a name; file systems allow 255 bytes with suffix
+LONGEST = 150   # bytes of a name: file systems allow 255, with what is put behind it (suffix, number)
 
 
 class Source(NamedTuple):
@@ -92,7 +92,7 @@ def unique_names(wanted: Sequence[tuple[str, str]]) -> list[str]:
     wanted: (stem, suffix) of every picture. Pictures that share a stem get their suffixes behind it ("a_jpg", "a_png"),
       and a number where that does not suffice.
   """
-  plain = [(_plain(stem), suffix.lstrip(".").lower()) for stem, suffix in wanted]
+  plain = [(_plain(stem), _cut(_clean(suffix.lstrip(".").lower()), LONGEST // 2)) for stem, suffix in wanted]
   shared = [stem.lower() for stem, _ in plain]
   counts = {stem: shared.count(stem) for stem in set(shared)}
   taken = {stem for stem, count in counts.items() if count == 1}
@@ -100,8 +100,8 @@ def unique_names(wanted: Sequence[tuple[str, str]]) -> list[str]:
   for stem, suffix in plain:
     name = stem
     if counts[stem.lower()] > 1:
-      base, number = f"{stem}_{suffix}" if suffix else stem, 1
-      name = base
+      end, number = f"_{suffix}" if suffix else "", 1
+      name = base = _cut(stem, LONGEST - len(end.encode())) + end
       while name.lower() in taken:
         number += 1
         name = f"{base}_{number}"
@@ -112,8 +112,17 @@ def unique_names(wanted: Sequence[tuple[str, str]]) -> list[str]:
 
 def _plain(stem: str) -> str:
   """A stem as the name of a file: no separators, control characters or leading dots, not too long."""
-  name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", os.fsencode(stem).decode("utf-8", "replace")).lstrip(".").strip()
-  return name[:LONGEST] or "picture"
+  return _cut(_clean(stem).lstrip(".").strip(), LONGEST) or "picture"
+
+
+def _clean(text: str) -> str:
+  """Text of valid characters without separators and control characters."""
+  return re.sub(r"[\x00-\x1f\x7f/\\]", "_", os.fsencode(text).decode("utf-8", "replace"))
+
+
+def _cut(name: str, most: int) -> str:
+  """As many whole characters of a name as fit into so many bytes."""
+  return name.encode()[:most].decode("utf-8", "ignore")
 
 
 def image_numbers(names: Sequence[str]) -> list[int]:

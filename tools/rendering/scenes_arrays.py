@@ -1,14 +1,18 @@
 """Writes `scenes` as one .npz per split: finished training examples of a task, and what its evaluation needs."""
 
+import json
 import pathlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from tools.rendering import instance_arrays
+from uvim_like.errors import UserError
+from uvim_like.own_data.form import STORED_NAMES
+from uvim_like.scenes import classes
 from uvim_like.tasks import text
 
 _LUMA = (0.2989, 0.587, 0.114)  # Rec. 601, as tf.image.rgb_to_grayscale
@@ -66,6 +70,10 @@ TASKS = {"depth": finish_depth, "panoptic_segmentation": finish_panoptic, "color
          "semantic_segmentation": finish_semantics, "surface_normals": finish_normals}
 INSTANCES = "instances"  # boxes, masks, keypoints and captions; may stand beside one of TASKS
 CHOICES = (*TASKS, INSTANCES)
+# What the numbers in a task's arrays are called, as a config's `class_names` has it.
+_CATEGORIES = [{key: category[key] for key in ("id", "name", "isthing")} for category in classes.categories()]
+_NAMES = {"semantic_segmentation": {"semantic": list(classes.NAMES)}, "panoptic_segmentation": {"panoptic": _CATEGORIES},
+          INSTANCES: {"objects": [{"id": c["id"], "name": c["name"]} for c in _CATEGORIES if c["isthing"]]}}
 _OWN_TARGETS = {"semantic_segmentation": ("semantic",), "surface_normals": ("normals",)}
 
 
@@ -101,7 +109,8 @@ def write(examples: Iterable[dict], count: int, folder: pathlib.Path, split: str
   """Writes `<split>.npz`, uncompressed so that arrays can be mapped; memory does not grow with the pictures.
 
   Every array has leading dimension `count`; `panoptic_objects/*` and `objects/*` are padded with zeros (id 0) to the
-  longest list. With "instances", the model that writes the captions' tokens lies beside it as captions.model.
+  longest list. With "instances", the model that writes the captions' tokens lies beside it as captions.model; the names
+  of classes, where a task has them, as class_names.json, from which a training takes them.
 
   Returns:
     What was written, relative to the folder.
@@ -128,7 +137,35 @@ def write(examples: Iterable[dict], count: int, folder: pathlib.Path, split: str
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
       for name in [*files, *lists]:
         archive.write(_part(scratch, name), f"{name}.npy")
-  return [path.name, model.name] if tokenizer else [path.name]
+  names = {kind: listed for task in tasks for kind, listed in _NAMES.get(task, {}).items()}
+  if names:
+    (folder / STORED_NAMES).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+  return [path.name, *([model.name] if tokenizer else []), *([STORED_NAMES] if names else [])]
+
+
+def stored(folder: pathlib.Path, counts: Mapping[str, int]) -> bool:
+  """Whether a folder holds finished examples of all splits.
+
+  Raises:
+    UserError: it does, but not as many as wanted, {split: number}; or a file that cannot be read.
+  """
+  if not all((folder / f"{split}.npz").exists() for split in counts):
+    return False
+  for split, wanted in counts.items():
+    if (found := count_of(folder / f"{split}.npz")) != wanted:
+      raise UserError(f"{folder}: {split}.npz holds {found} examples, and {wanted} are asked for; ask for {found}, remove "
+                      "the folder, or give another one")
+  return True
+
+
+def count_of(path: pathlib.Path) -> int:
+  """The number of examples in a file of `write`, from one header; UserError where that cannot be read."""
+  try:
+    with zipfile.ZipFile(path) as archive, archive.open("image.npy") as file:
+      np.lib.format.read_magic(file)
+      return np.lib.format.read_array_header_1_0(file)[0][0]
+  except (zipfile.BadZipFile, OSError, KeyError, ValueError, IndexError) as error:
+    raise UserError(f"{path}: no finished examples ({error}); remove it") from error
 
 
 def _part(scratch, name) -> pathlib.Path:

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from uvim_like.scenes import VERSION, people
-from uvim_like.scenes.classes import CATEGORY_IDS, LABELS, categories
+from uvim_like.scenes.classes import CATEGORY_IDS, LABELS, NAMES, categories
 
 _INFO = {"description": "scenes: rendered rooms", "version": VERSION, "year": 2025}
 
 
 def write_folder(examples: Iterable[dict], folder: pathlib.Path, split: str) -> list[str]:
-  """Writes `<split>/{images,depth,semantic,normals,panoptic}/<stem>.png` and three JSON files beside them.
+  """Writes `<split>/{images,depth,semantic,normals,panoptic}/<stem>.png`, three JSON files beside them, and classes.txt.
 
   depth is 16-bit millimetres with 0 = missing; semantic is labels 0 .. 9, 255 = void; panoptic.json, instances.json
   and captions.json are as in COCO's layout, their file names without folders.
@@ -36,7 +36,8 @@ def write_folder(examples: Iterable[dict], folder: pathlib.Path, split: str) -> 
   documents = {"panoptic": notes.panoptic(), "instances": notes.instances(keypoints=True), "captions": notes.captions()}
   for name, document in documents.items():
     _write_json(root / f"{name}.json", document)
-  return [f"{split}/{kind}" for kind in kinds] + [f"{split}/{name}.json" for name in documents]
+  (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
+  return [f"{split}/{kind}" for kind in kinds] + [f"{split}/{name}.json" for name in documents] + ["classes.txt"]
 
 
 def write_coco(examples: Iterable[dict], folder: pathlib.Path, split: str) -> list[str]:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tools import cluster_maps
-from tools.reporting import report_ait, report_stages, report_uvim
+from tools.reporting import report_ait, report_clusters, report_stages, report_uvim
 from tools.reporting.examples import Examples, Loaded
 from tools.reporting.html import Section
 from tools.reporting.report_maps import Column
 from tools.reporting.report_seen import Seen, Special
 from uvim_like.errors import UserError
 
-TABLES = (report_uvim.SPECIALS, report_ait.SPECIALS, report_stages.SPECIALS, cluster_maps.SPECIALS)
+TABLES = (report_uvim.SPECIALS, report_ait.SPECIALS, report_stages.SPECIALS, report_clusters.SPECIALS)
 SPECIALS: dict[str, tuple[Special, ...]] = {
     kind: tuple(special for table in TABLES for special in table.get(kind, ()))
     for kind in dict.fromkeys(kind for table in TABLES for kind in table)}

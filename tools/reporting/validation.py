@@ -130,5 +130,5 @@ def text_model(config: Any) -> str | None:
   named = re.search(r"tokenize_captions\(\s*['\"]([^'\"]+)", json.dumps(plain).replace('\\"', '"'))
   if named:
     return named.group(1)
-  beside = pathlib.Path(plain.get("data_dir") or ".") / "captions.model"
+  beside = pathlib.Path(plain.get("data_dir") or ".").expanduser() / "captions.model"
   return str(beside) if beside.is_file() else None

@@ -82,13 +82,14 @@ def target_keys(kinds: Sequence[str], coco: bool) -> tuple[str, ...]:
   return tuple(keys)
 
 
-def describe(kinds: Sequence[str], threshold: float) -> str:
-  """The line that stands beside the numbers."""
+def describe(kinds: Sequence[str], threshold: float | None) -> str:
+  """The line that stands beside the numbers; `threshold` None: masks that were saved as run lengths."""
   parts = [f"COCO AP as fractions by pycocotools for {', '.join(kinds)}: IoU or OKS 0.50:0.05:0.95, 101 recall points, "
            "at most 100 detections an image (20 persons), area ranges by the annotated area, crowds ignored, -1 where "
            "there is nothing to find; at the images' true size"]
   if "masks" in kinds:
-    parts.append(f"masks pasted into their boxes bilinearly, cut at {threshold:g}")
+    parts.append("masks as their run lengths say" if threshold is None else
+                 f"masks pasted into their boxes bilinearly, cut at {threshold:g}")
   return "; ".join(parts)
 
 

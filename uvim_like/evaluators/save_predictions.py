@@ -42,7 +42,7 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
   Returns:
     A Metric giving {"saved": n}.
   """
-  folder = pathlib.Path(out_dir)
+  folder = pathlib.Path(out_dir).expanduser()
   if categories:
     table = classes.from_categories(categories)
   else:

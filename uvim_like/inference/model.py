@@ -136,7 +136,7 @@ def _lens(run: Trained, view: View, max_side: int) -> Lens:
 def network_size(size: sizes.Size, *, config: Any, view: View, max_side: int) -> sizes.Size:
   """At which size a picture enters a network whose preprocessing keeps its size."""
   if views.system_of(config) == views.AIT:
-    return sizes.on_canvas(size, tuple(config.model.input_size), view.options.get("windows", 0))
+    return sizes.on_canvas(size, views.canvas_of(config, view), view.options.get("windows", 0))
   return sizes.capped(size, max_side)
 
 

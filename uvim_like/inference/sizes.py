@@ -18,7 +18,7 @@ def on_canvas(size: Size, canvas: Size, windows: int = 0) -> Size:
 
   Args:
     size: of the picture.
-    canvas: that the network was trained with.
+    canvas: of `views.canvas_of`.
     windows: square windows side by side that cover the width together; 0 for none. Then the height becomes the
       canvas's, and the width keeps its ratio as far as the windows reach (NYU's 480x640 stays what it is).
   """

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from uvim_like import config as configs
 from uvim_like.errors import UserError, unknown
+from uvim_like.systems.ait.parts import MAPS, Options, check_tasks
 
 IGNORED = ("save_predictions", "mean")   # evaluators that say nothing about what is predicted
 UVIM_TWO, UVIM_ONE, AIT, TOKENIZER = "uvim.lm", "uvim.vit", "ait.solver", "ait.vqvae"
@@ -65,6 +66,14 @@ def _alike(a: View, b: View) -> bool:
 def system_of(config: Mapping[str, Any]) -> str:
   """The system's name without "proj."."""
   return config["model_name"].removeprefix("proj.")
+
+
+def canvas_of(config: Mapping[str, Any], view: View) -> tuple[int, int]:
+  """(H, W) that a picture may fill before AiT's solver: the whole canvas, of a map the part that its code is for."""
+  solver = config.get("solver") or {}
+  task = view.options.get("task") or check_tasks(solver.get("tasks") or Options().tasks)[0]
+  size = solver.get("map_size") if task in MAPS else None
+  return tuple(size or config["model"]["input_size"])
 
 
 def check_predictable(config: Any) -> None:

@@ -1,17 +1,21 @@
 """A config's form `folder`: which facts of somebody's data it needs, and these put into it."""
 
+import json
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections as mlc
 
+from uvim_like.errors import UserError
 from uvim_like.own_data import facts as own
 from uvim_like.own_data.facts import Facts
 
 SWITCH = "folder"
 OFF = ("folder=false", "folder=0")
 SHOWN = 12   # names in a line
+STORED, STORED_NAMES = "npz", "class_names.json"   # the dataset of finished examples, and what may lie beside its splits
 # Op of a preprocessing string -> what it needs of the folder.
 _OPS = {"semantic_labels": ("semantic",), "depth_labels": ("depth",), "nyu_depth": ("depth",),
         "normal_labels": ("normals",), "coco_panoptic": ("panoptic",), "instances": ("instances", "masks"),
@@ -86,3 +90,31 @@ def put(config: mlc.ConfigDict, found: Facts, data_dir: str) -> None:
   for name, evaluator in config.get("evals", ()):
     if evaluator in ("coco_panoptic", "save_predictions") and "panoptic" in found.class_names:
       config[name].metric.categories = found.class_names["panoptic"]
+
+
+def put_stored_names(config: mlc.ConfigDict) -> None:
+  """The class names that lie beside finished examples, in the form of `Facts.class_names`; alters the config.
+
+  Raises:
+    UserError: the file is no such object.
+  """
+  if config.get("dataset") != STORED or not config.get("data_dir") or config.get("class_names"):
+    return
+  path = pathlib.Path(config.data_dir).expanduser() / STORED_NAMES
+  if not path.is_file():
+    return
+  try:
+    names = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, OSError) as error:
+    raise UserError(f"{path}: cannot be read: {error}") from error
+  if not isinstance(names, dict) or not all(_are_names(kind, listed) for kind, listed in names.items()):
+    raise UserError(f'{path}: {{"semantic": ["wall", …]}} is needed, "objects": [{{"id": 1, "name": "box"}}, …], or '
+                    '"panoptic": the same with "isthing"')
+  config.class_names = names
+
+
+def _are_names(kind: str, listed: Any) -> bool:
+  """Whether a list is one of `Facts.class_names`."""
+  keys = {"semantic": set(), "objects": {"id", "name"}, "panoptic": {"id", "name", "isthing"}}
+  return kind in keys and isinstance(listed, list) and all(
+      keys[kind] <= set(entry) if isinstance(entry, dict) else kind == "semantic" for entry in listed)

@@ -73,7 +73,7 @@ def _scenes() -> ClassTable:
   return from_categories(scenes.categories(), name="scenes")
 
 
-_TABLES = {"coco/2017_panoptic": _coco_panoptic, "scenes": _scenes, "scenes/mini": _scenes}
+_TABLES = {"coco/2017_panoptic": _coco_panoptic, "scenes": _scenes}
 
 
 def has_table(dataset: str) -> bool:
@@ -82,11 +82,12 @@ def has_table(dataset: str) -> bool:
 
 
 def table(dataset: str) -> ClassTable:
-  """The class table of a dataset by its TFDS name; a version ("name:1.0.0") is ignored.
+  """The class table of a dataset by its TFDS name; a version ("name:1.0.0") is ignored, and the size of scenes.
 
   Raises UserError with the nearest known dataset.
   """
   name = dataset.split(":")[0]
+  name = "scenes" if name.startswith("scenes/") else name
   if name not in _TABLES:
     raise unknown("dataset", dataset, _TABLES, where="class table")
   return _TABLES[name]()

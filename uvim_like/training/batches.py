@@ -59,7 +59,7 @@ def _folder(dataset: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
                     f"without it only '{DATASET}' is read")
   if not data_dir:
     raise UserError(f"config.data_dir: dataset '{DATASET}' needs the folder of its <split>.npz files")
-  return pathlib.Path(data_dir).absolute()
+  return pathlib.Path(data_dir).expanduser().absolute()
 
 
 def _load(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:

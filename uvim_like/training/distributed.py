@@ -20,6 +20,7 @@ import jax
 from jax._src import distributed as runtime  # the key-value store that all processes share has no public name
 
 from uvim_like.errors import UserError
+from uvim_like.flags import whole
 from uvim_like.training import signals, watch
 
 EXIT_MISTAKE = 2
@@ -68,7 +69,7 @@ def plan(flags, environment: Mapping[str, str] = os.environ) -> Plan | None:
   Raises:
     UserError: some of the three are given and some are not; no address, number or id.
   """
-  timeout = _whole(flags.start_timeout, "--start_timeout", least=1)
+  timeout = whole(flags.start_timeout, "--start_timeout")
   given = {name: getattr(flags, name) or environment.get(variable) for name, variable in VARIABLES.items()}
   if not any(given.values()):
     return Plan(timeout=timeout) if flags.distributed else None
@@ -79,17 +80,11 @@ def plan(flags, environment: Mapping[str, str] = os.environ) -> Plan | None:
   match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", given["coordinator"])
   if not match or not 0 < int(match[1]) < 2 ** 16:
     raise UserError(f"--coordinator: '{given['coordinator']}' is not host:port, e.g. 10.0.0.1:12355")
-  count = _whole(given["num_processes"], "--num_processes", least=1)
-  process_id = _whole(given["process_id"], "--process_id", least=0)
+  count = whole(given["num_processes"], "--num_processes")
+  process_id = whole(given["process_id"], "--process_id", least=0)
   if process_id >= count:
     raise UserError(f"--process_id: {process_id} with --num_processes={count}; valid: 0 to {count - 1}")
   return Plan(given["coordinator"], count, process_id, timeout)
-
-
-def _whole(text: str, flag: str, *, least: int) -> int:
-  if not (text.isascii() and text.isdigit()) or int(text) < least:
-    raise UserError(f"{flag}: '{text}' is no whole number from {least} on")
-  return int(text)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ FINISHED_FILE = "finished.json"
 # The blocks of evaluators may differ as well. All other keys are refused.
 MAY_CHANGE = {
     "data_dir": "where the same data lies",
+    "class_names": "what is told",
     "prefetch": "speed", "shuffle_buffer_size": "speed: the order is a permutation of the whole split",
     "log_training_steps": "what is told", "log_eval_steps": "what is told", "evals": "what is told",
     "val_split": "what is told", "pp_eval": "what is told",
