@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from pp_ops.files import image_size, open_image, read_bytes
+from pp_ops import annotated
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from uvim_like.errors import UserError
 from uvim_like.own_data.maps import read_colors, read_depth
+from uvim_like.pictures import image_size, open_image, read_bytes
 
 SPECS = {"depth": tf.TensorSpec([None, None], tf.float32), "normals": tf.TensorSpec([None, None, 3], tf.uint8)}
 Reader = Callable[[epath.Path], np.ndarray]
@@ -33,8 +34,7 @@ class FramesSource(Source):
     self.name = name
     self._frames, self._spans, self._readers = frames, spans, readers
     self._encoded = "image" in skip_decode
-    image = tf.TensorSpec([], tf.string) if self._encoded else tf.TensorSpec([None, None, 3], tf.uint8)
-    self.features = {"image": image, "image/id": tf.TensorSpec([], tf.int64),
+    self.features = {"image": annotated.image_spec(encoded=self._encoded), "image/id": tf.TensorSpec([], tf.int64),
                      "image/filename": tf.TensorSpec([], tf.string)} | {key: SPECS[key] for key in readers}
 
   def __len__(self) -> int:
@@ -69,11 +69,7 @@ class FramesSource(Source):
     return array
 
   def parse(self, raw: Mapping[str, tf.Tensor], keys: Collection[str]) -> dict[str, tf.Tensor]:
-    features = {k: raw[k] for k in keys}
-    if "image" in features and not self._encoded:
-      image = tf.io.decode_image(raw["image"], channels=3, expand_animations=False)
-      features["image"] = tf.ensure_shape(image, [None, None, 3])
-    return features
+    return annotated.parse(raw, keys, encoded=self._encoded)
 
 
 def _children(folder: epath.Path) -> list[epath.Path]:
