@@ -43,8 +43,8 @@ class Options(NamedTuple):
     depth_aux: of the SILog through the frozen detokenizer; 0 for none.
     mask_weight: of the cross entropy of mask codes.
     mask_aux: of dice and squared error through the frozen detokenizer, times `mask_weight`; 0 for none.
-    tau: factor on the logits in the soft detokenizer, of maps and of masks.
-    mask_tau: the same for masks.
+    tau: factor on the logits in the soft detokenizer, of maps.
+    mask_tau: the same of masks.
   """
   tasks: tuple[str, ...] = ("depth",)
   parallel: bool = False
