@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from pp_ops.files import MAX_PIXELS, header_size
 from pp_ops.registry import Features, Op, features_op, key_op
+from uvim_like.pictures import MAX_PIXELS, header_size
 
 OPS: dict[str, Op] = {}
 

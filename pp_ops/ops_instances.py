@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from pp_ops.ops_labels import segment_ids
 from pp_ops.registry import Features, Keys, Op, features_op
 
 OPS: dict[str, Op] = {}
@@ -22,9 +23,8 @@ _MIN_SIDE = 0.1   # pixels; a thinner box is rasterised as if it had this side, 
 
 @features_op(OPS, reads=("panoptic_image", "objects/id"), writes=("objects/masks",))
 def panoptic_masks(features: Features) -> Features:
-  """Adds `objects/masks` uint8 (n, H, W): where `panoptic_image` (id = R + 256 G + 65536 B) has the object's id."""
-  pixels = tf.cast(features["panoptic_image"], tf.int32)
-  ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
+  """Adds `objects/masks` uint8 (n, H, W): where `panoptic_image` has the object's id."""
+  ids = segment_ids(features["panoptic_image"])
   numbers = tf.cast(features["objects/id"], tf.int32)
   return {**features, "objects/masks": tf.cast(ids[None] == numbers[:, None, None], tf.uint8)}
 

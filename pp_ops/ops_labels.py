@@ -13,15 +13,19 @@ _PANOPTIC = ("panoptic_image", "panoptic_objects/id", "panoptic_objects/label")
 def coco_panoptic(features: Features) -> Features:
   """Adds `semantics` (class + 1) and `instances` (position in the object list + 1), int32 (H, W, 1); 0 = no object.
 
-  The id of a pixel is R + 256 G + 65536 B. Stuff and crowd segments are instances like all others (UViM, appendix).
+  Stuff and crowd segments are instances like all others (UViM, appendix).
   """
-  pixels = tf.cast(features["panoptic_image"], tf.int32)
-  ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
-  position = find_positions(ids, tf.cast(features["panoptic_objects/id"], tf.int32))
+  position = find_positions(segment_ids(features["panoptic_image"]), tf.cast(features["panoptic_objects/id"], tf.int32))
   classes = tf.concat([[-1], tf.cast(features["panoptic_objects/label"], tf.int32)], 0)
   instances = position + 1
   semantics = tf.gather(classes, instances) + 1
   return {**features, "semantics": semantics[..., None], "instances": instances[..., None]}
+
+
+def segment_ids(image: tf.Tensor) -> tf.Tensor:
+  """int32 (H, W) ids R + 256 G + 65536 B of a panoptic image uint8 (H, W, 3)."""
+  red, green, blue = tf.unstack(tf.cast(image, tf.int32), axis=-1)
+  return red + 256 * green + 65536 * blue
 
 
 def find_positions(values: tf.Tensor, table: tf.Tensor) -> tf.Tensor:

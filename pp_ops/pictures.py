@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from pp_ops.files import IMAGE_ERRORS, MAX_PIXELS, checked_size
 from uvim_like.errors import UserError
+from uvim_like.pictures import IMAGE_ERRORS, MAX_PIXELS, checked_size
 
 ORIENTATION = 0x0112   # EXIF's tag; 1 is upright
 TENSORFLOW = ("JPEG", "MPO", "PNG")   # MPO: a JPEG with further views behind it, as some telephones write

@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from pp_ops.files import check_links, plain_name
 from pp_ops.source import split_spans
 from pp_ops.sources_folder import FileSource
 from uvim_like.errors import UserError
 from uvim_like.own_data.files import Files, check_pairs
 from uvim_like.own_data.layout import list_files
 from uvim_like.own_data.tables import entry_errors, list_objects, read_json
+from uvim_like.pictures import check_links, plain_name
 
 # So that configs written for TFDS run on the unpacked archives.
 ALIASES = {"train": "train2017", "validation": "val2017"}

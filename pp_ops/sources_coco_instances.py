@@ -11,12 +11,12 @@ import tensorflow as tf
 from etils import epath
 
 from pp_ops import annotated
-from pp_ops.files import read_bytes
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from pp_ops.sources_coco import ALIASES
 from uvim_like.errors import UserError
 from uvim_like.own_data import features, tables
 from uvim_like.own_data.tables import Picture, Table
+from uvim_like.pictures import read_bytes
 
 ANNOTATED = "_annotated"   # "train2017_annotated": images with an object that is no crowd; what MAD and AiT train on
 KINDS = ("instances", "person_keypoints", "captions")

@@ -8,8 +8,8 @@ import tensorflow as tf
 from etils import epath
 
 from pp_ops import annotated
-from pp_ops import files as safe_files
 from pp_ops.source import Source, Specs, count, locate, split_spans
+from uvim_like import pictures
 from uvim_like.errors import UserError
 from uvim_like.own_data import features, layout, tables
 from uvim_like.own_data.files import Files, read_place
@@ -109,7 +109,7 @@ class FileSource(Source):
     raw = {k: self._fetch_one(files, stem, k) for k in keys}
     maps = {k: raw[k].shape[:2] for k in keys if k in self._kinds}
     if maps:
-      measure = safe_files.upright_size if self._upright else safe_files.image_size
+      measure = pictures.upright_size if self._upright else pictures.image_size
       size = measure(files.images[stem])
       for key, shape in maps.items():
         if shape != size:
@@ -119,7 +119,7 @@ class FileSource(Source):
 
   def _fetch_one(self, files: Files, stem: str, key: str) -> Any:
     if key == "image":
-      return (safe_files.read_rgb if self._upright else safe_files.read_bytes)(files.images[stem])
+      return (pictures.read_rgb if self._upright else pictures.read_bytes)(files.images[stem])
     if key == "image/id":
       return np.int64(files.ids[stem])
     if key == "image/filename":

@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from pp_ops.files import image_size, open_image, read_bytes
+from pp_ops import annotated
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from uvim_like.errors import UserError
 from uvim_like.own_data.maps import read_colors, read_depth
+from uvim_like.pictures import image_size, open_image, read_bytes
 
 SPECS = {"depth": ((), tf.float32), "normals": ((3,), tf.uint8)}   # beyond height and width
 Reader = Callable[[epath.Path], np.ndarray]
@@ -78,10 +79,9 @@ class FramesSource(Source):
                       "all frames of a release have one size; pictures of several sizes are dataset 'folder'")
 
   def parse(self, raw: Mapping[str, tf.Tensor], keys: Collection[str]) -> dict[str, tf.Tensor]:
-    features = {k: raw[k] for k in keys}
+    features = annotated.parse(raw, keys, encoded=self._encoded)
     if "image" in features and not self._encoded:
-      image = tf.io.decode_image(raw["image"], channels=3, expand_animations=False)
-      features["image"] = tf.ensure_shape(image, [*self._size, 3])
+      features["image"] = tf.ensure_shape(features["image"], [*self._size, 3])
     return features
 
 

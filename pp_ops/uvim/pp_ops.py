@@ -5,22 +5,14 @@ import tensorflow as tf
 from pp_ops import ops_labels
 from pp_ops.registry import Features, Op, features_op
 
-# The listings name this module, not ops_labels, for their panoptic ops.
+# The listings name this module, not ops_labels, for their panoptic ops, and have their own name for depth's.
 OPS: dict[str, Op] = {name: ops_labels.OPS[name] for name in ("coco_panoptic", "make_canonical")}
+OPS["nyu_depth"] = ops_labels.OPS["depth_labels"]
 
 # UViM's crop of NYU frames. Its rows begin nine lower than the usual 45:471; the published 0.463 RMSE has these.
 NYU_SIZE = (480, 640)
 NYU_ROWS = (54, 480)
 NYU_COLUMNS = (41, 601)
-
-
-@features_op(OPS, reads=("depth",), writes=("labels",))
-def nyu_depth(features: Features) -> Features:
-  """`depth` (H, W) in metres -> `labels` float32 (H, W, 1)."""
-  depth = features["depth"]
-  if depth.shape.rank != 2:
-    raise ValueError(f"nyu_depth needs depth (H, W), not {depth.shape}")
-  return {**features, "labels": tf.cast(depth, tf.float32)[..., None]}
 
 
 @features_op(OPS, reads=("image", "labels"), writes=("image", "labels"))

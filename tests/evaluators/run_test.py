@@ -110,15 +110,15 @@ def test_mean_of_losses_counts_real_examples_once():
   def loss_fn(batch):
     return dict(loss=jnp.asarray(batch["image"]) + 0.0, twice=2 * jnp.asarray(batch["image"]))
   for batch_size in (1, 2, 4, 7):
-    results = run.mean_losses(loss_fn, batches_of(losses, [{}] * 5, batch_size))
+    results = run.evaluate(loss_fn, batches_of(losses, [{}] * 5, batch_size), mean.make())
     assert results == dict(loss=pytest.approx(3.4), twice=pytest.approx(6.8))
 
 
 def test_word_frequencies_become_a_summary_over_the_whole_evaluation():
   """Two examples that each use one word of four: together two, evenly; other vectors have no mean to report."""
   rows = np.eye(4, dtype=np.float32)[[0, 2]]
-  found = run.mean_losses(lambda batch: {"code_use": jnp.asarray(batch["image"]), "other": jnp.ones((1, 3))},
-                          batches_of(rows, [{}] * 2, 1))
+  found = run.evaluate(lambda batch: {"code_use": jnp.asarray(batch["image"]), "other": jnp.ones((1, 3))},
+                       batches_of(rows, [{}] * 2, 1), mean.make())
   assert found == {"code_used": 0.5, "code_dead": 2.0, "code_perplexity": pytest.approx(2.0)}
 
 
@@ -161,7 +161,7 @@ mesh = jax.sharding.Mesh(jax.devices(), ("data",))
 spec = jax.sharding.PartitionSpec("data")
 def loss_fn(batch):
   return dict(loss=multihost_utils.host_local_array_to_global_array(batch["loss"], mesh, spec))
-print("RESULT", run.mean_losses(loss_fn, [(batch, [{}] * int(batch["_mask"].sum()))])["loss"])
+print("RESULT", run.evaluate(loss_fn, [(batch, [{}] * int(batch["_mask"].sum()))], mean.make())["loss"])
 """
 
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pp_ops import files
 from pp_ops.sources import open_source
 from tools.checking import check_data
+from uvim_like import pictures as files
 from uvim_like.errors import UserError
 
 FEW, MANY = 100, 2000

@@ -12,8 +12,9 @@ import tensorflow as tf
 from etils import epath
 from PIL import Image
 
-from pp_ops import files, ops_image, pipeline
+from pp_ops import ops_image, pipeline
 from pp_ops.sources import open_source
+from uvim_like import pictures
 from uvim_like.errors import UserError
 
 SIDE = 20_000
@@ -58,7 +59,7 @@ BOMBS = {"png": png(SIDE, SIDE), "png beyond an int": png(2 ** 32 - 1, 2 ** 32 -
 def test_bombs_are_refused_before_they_are_decoded(name, tmp_path):
   path = epath.Path(tmp_path / "bomb.png")
   path.write_bytes(BOMBS[name])
-  for read in (files.open_image, files.read_bytes, files.image_size):
+  for read in (pictures.open_image, pictures.read_bytes, pictures.image_size):
     with pytest.raises(UserError, match=r"bomb.png: .* pixels by its header .*, more than MAX_PIXELS = 89,478,485"):
       read(path)
   with pytest.raises(tf.errors.InvalidArgumentError, match="more than MAX_PIXELS = 89,478,485"):
@@ -70,17 +71,17 @@ def test_bombs_are_refused_before_they_are_decoded(name, tmp_path):
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF"])
 def test_sound_pictures_pass(form):
   data = encoded(form)
-  assert files.header_size(io.BytesIO(data))[:2] == (5, 7)
+  assert pictures.header_size(io.BytesIO(data))[:2] == (5, 7)
   assert ops_image.decode(tf.constant(data)).shape == (5, 7, 3)
   graph = tf.function(ops_image.decode, input_signature=[tf.TensorSpec([], tf.string)])
   np.testing.assert_array_equal(graph(data), ops_image.decode(tf.constant(data)))
 
 
 def test_largest_picture_is_just_allowed():
-  height = files.MAX_PIXELS // 5
-  assert files.checked_size(io.BytesIO(png(5, height)), "x") == (height, 5)
+  height = pictures.MAX_PIXELS // 5
+  assert pictures.checked_size(io.BytesIO(png(5, height)), "x") == (height, 5)
   with pytest.raises(UserError):
-    files.checked_size(io.BytesIO(png(5, height + 1)), "x")
+    pictures.checked_size(io.BytesIO(png(5, height + 1)), "x")
 
 
 def test_targets_of_resize_are_bounded():

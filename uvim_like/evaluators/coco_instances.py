@@ -9,6 +9,7 @@ from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import average_precision as ap
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
+from uvim_like.evaluators.panoptic_quality import rgb_to_id
 from uvim_like.evaluators.paste import paste_mask
 
 KINDS = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}   # ours -> COCO's
@@ -143,7 +144,7 @@ def object_mask(target: Example, i: int) -> np.ndarray:
   """(H, W) of the object at position i: its own map, or its id in the panoptic image."""
   if "objects/masks" in target:
     return np.asarray(target["objects/masks"][i])
-  ids = required(target, "panoptic_image", where=f"{_WHERE}, target").astype(np.int64) @ [1, 256, 65536]
+  ids = rgb_to_id(required(target, "panoptic_image", where=f"{_WHERE}, target"))
   return ids == int(target["objects/id"][i])
 
 

@@ -12,7 +12,6 @@ from jax.experimental import multihost_utils
 
 from uvim_like import evaluators, names
 from uvim_like.errors import UserError
-from uvim_like.evaluators import mean
 from uvim_like.evaluators.base import Metric
 
 Batch = Mapping[str, np.ndarray]
@@ -48,12 +47,6 @@ def evaluate(predict_fn: PredictFn, batches: Batches, metric: Metric, *,
     if progress:
       progress(seen)
   return metric.compute(functools.reduce(metric.merge, gather(stats)))
-
-
-def mean_losses(loss_fn: PredictFn, batches: Batches, *,
-                progress: Callable[[int], None] | None = None) -> dict[str, float]:
-  """Exact means over the real examples of {name: (B,)} that `loss_fn` gives for a batch."""
-  return evaluate(loss_fn, batches, mean.make(), progress=progress)
 
 
 def _one_ahead(predict_fn: PredictFn, batches: Batches) -> Iterator[tuple]:

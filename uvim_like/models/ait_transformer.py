@@ -1,8 +1,7 @@
 """AiT's solver head (arXiv 2301.02229, section 3.2): image features in, tokens of one vocabulary out, one head for all.
 
 B batch, M encoded positions, L tokens, T tokens of one step, D width, V vocabulary. Which slice of the vocabulary is
-legal
-where is for the caller to say: `logits` computes that slice only. Names of the release: `systems/ait/pretrained.py`.
+legal where is for the caller to say: `logits` computes that slice only. Names of the release: `systems/ait/pretrained.py`.
 """
 
 import functools
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from uvim_like.models.layers import Attention, apply_layers
+from uvim_like.models.norms import DropPath
 from uvim_like.ops.constraint import constrain_batch
 
 Array = jax.Array
@@ -99,15 +99,6 @@ class Mlp(nn.Module):
     return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
 
 
-class DropPath(nn.Module):
-  """A residual branch of an example is left out with probability `rate`, else scaled by 1 / (1 - rate)."""
-  rate: float
-
-  @nn.compact
-  def __call__(self, x: Array, deterministic: bool = True) -> Array:
-    return nn.Dropout(self.rate, broadcast_dims=tuple(range(1, x.ndim)))(x, deterministic)
-
-
 class EncoderBlock(nn.Module):
   """x += self(norm x); x += mlp(norm x)."""
   num_heads: int
@@ -121,10 +112,10 @@ class EncoderBlock(nn.Module):
     drop = DropPath(self.drop_path)
     y = LayerNorm(dtype=self.dtype, name="norm1")(x)
     attention = HeadsFirstAttention(self.num_heads, kernel_init=INIT, dtype=self.dtype, name="attention")
-    x = x + drop(attention(y), deterministic)
+    x = x + drop(attention(y), not deterministic)
     y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp(self.mlp_dim, self.dropout, self.dtype, name="mlp")(y, deterministic)
-    return constrain_batch(x + drop(y, deterministic))
+    return constrain_batch(x + drop(y, not deterministic))
 
 
 class DecoderBlock(nn.Module):
@@ -149,9 +140,9 @@ class DecoderBlock(nn.Module):
 
   def __call__(self, x: Array, memory: Array, deterministic: bool = True) -> Array:
     """All positions at once: x (B, L, D), memory (B, M, D)."""
-    x = x + self.drop(self.attention(self.norm1(x), causal=self.causal), deterministic)
-    x = x + self.drop(self.cross(self.norm2(x), self.norm2(memory)), deterministic)
-    return constrain_batch(x + self.drop(self.mlp(self.norm3(x), deterministic), deterministic))
+    x = x + self.drop(self.attention(self.norm1(x), causal=self.causal), not deterministic)
+    x = x + self.drop(self.cross(self.norm2(x), self.norm2(memory)), not deterministic)
+    return constrain_batch(x + self.drop(self.mlp(self.norm3(x), deterministic), not deterministic))
 
   def start(self, memory: Array, length: int) -> LayerCache:
     """An empty cache for up to `length` tokens for each memory (B, M, D)."""
@@ -240,7 +231,7 @@ class Transformer(nn.Module):
     vocab_size: V.
     width: D.
     num_encoder_layers, num_decoder_layers, num_heads, mlp_dim: sizes.
-    num_tasks: rows of the task and position embeddings (0 detection, 1 instances, 2 depth, 3 spare).
+    num_tasks: rows of the task and position embeddings (0 detection, 1 instances, 2 depth, 3 semantics).
     max_len: positions of the decoder; 100 objects of 21 tokens.
     parallel: has the token that stands at every dense position (AiT-P).
     masked: every position sees the whole sequence, in which that token stands for what is hidden (`fill_in`).
@@ -287,7 +278,7 @@ class Transformer(nn.Module):
     x = self.drop_features(features.reshape(batch, -1, channels).astype(self.dtype), not train)
     x = self.encoder(self.stem_ln(self.input_proj(x)) + positions, not train)
     x = self.proj_ln(self.proj(self.encout_ln(x))) + positions
-    return x + self.drop(self.proj_mlp(self.proj_mlp_ln(x), not train), not train)
+    return x + self.drop(self.proj_mlp(self.proj_mlp_ln(x), not train), train)
 
   def task_token(self, task: Array) -> Array:
     """(B, 1, D) embedding of the task that starts a sequence, from task ids (B,)."""

@@ -245,18 +245,3 @@ class Model(nn.Module):
     """Both ways: (map of the quantised code, code)."""
     code = self.encode(x)
     return self.decode(code.quantized), code
-
-
-def multiply_adds(model: Model) -> dict[str, int]:
-  """{"encoder", "decoder"}: multiplications of all convolutions for one map of `input_size`.
-
-  A transposed convolution is counted as its input pixels times its kernel, as profilers do.
-  """
-  pixels = [math.prod(model.input_size) // 4 ** (i + 1) for i in range(len(model.widths))]
-  stem, last = model.first_width if model.classes else 1, model.widths[-1]
-  down = sum(16 * a * b * n for a, b, n in zip((stem, *model.widths), model.widths, pixels))
-  middle = model.num_res_blocks * (2 * 9 + 1) * last * last * pixels[-1] + last * model.codeword_dim * pixels[-1]
-  outs = model.widths[::-1]
-  up = sum(16 * a * b * n for a, b, n in zip((last, *outs), outs, reversed(pixels)))
-  head = outs[-1] * (model.classes or 1) * math.prod(model.input_size)
-  return {"encoder": down + middle, "decoder": middle + up + head}

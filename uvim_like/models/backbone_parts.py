@@ -1,6 +1,7 @@
-"""What the image backbones share: the GELU MLP, padding to multiples, and recomputation of blocks."""
+"""What the image backbones share: the GELU MLP, patches, depthwise convolution, padding, recomputation of blocks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -53,15 +54,28 @@ class PatchEmbed(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """Each channel with a kernel of its own, stride 1; "kernel" (k, k, 1, C) and "bias", as in a grouped `nn.Conv`."""
+  """Each channel with a kernel of its own, stride 1; "kernel" (k, k, 1, C) and "bias", as in a grouped `nn.Conv`.
+
+  Attributes:
+    size: k, odd.
+    use_bias: whether there is a bias.
+    kernel_init: of the kernel.
+    dtype: compute type.
+  """
   size: int
+  use_bias: bool = True
+  kernel_init: Callable = weight_init
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param("kernel", weight_init, (self.size, self.size, 1, x.shape[-1]), jnp.float32)
+    """x (B, H, W, C) -> the same shape."""
+    kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, x.shape[-1]), jnp.float32)
+    y = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
+    if not self.use_bias:
+      return y
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-    return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    return y + bias.astype(self.dtype)
 
 
 def pad_to_multiple(x: Array, step: int) -> Array:

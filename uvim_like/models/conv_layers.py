@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uvim_like.models.backbone_parts import DepthwiseConv
 from uvim_like.models.norms import BatchNorm
-from uvim_like.ops.depthwise import depthwise_conv
 
 Array = jax.Array
 Dtype = Any
@@ -20,25 +20,6 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 def gelu(x: Array) -> Array:
   """GELU in its exact form (erf), as kMaX uses it everywhere."""
   return nn.gelu(x, approximate=False)
-
-
-class DepthwiseConv(nn.Module):
-  """One filter a channel, without bias; `kernel` (size, size, 1, C) as in flax's grouped convolution.
-
-  Attributes:
-    size: side of the kernel, odd.
-    kernel_init: of the kernel.
-    dtype: compute type.
-  """
-  size: int
-  kernel_init: Callable
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x (B, H, W, C) -> the same shape."""
-    kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, x.shape[-1]))
-    return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class ConvBn(nn.Module):
@@ -71,7 +52,7 @@ class ConvBn(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """x (B, …, C) -> (B, …, features), same height and width."""
     if self.depthwise:
-      x = DepthwiseConv(self.size, self.kernel_init, self.dtype, name="conv")(x)
+      x = DepthwiseConv(self.size, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
     elif self.size == 1:
       x = nn.Dense(self.features, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
     else:

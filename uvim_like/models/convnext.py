@@ -33,7 +33,7 @@ class Block(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     width = x.shape[-1]
     dense = functools.partial(nn.Dense, kernel_init=weight_init, dtype=self.dtype)
-    y = layer_norm(EPSILON, self.dtype, "norm")(DepthwiseConv(7, self.dtype, name="dwconv")(x))
+    y = layer_norm(EPSILON, self.dtype, "norm")(DepthwiseConv(7, dtype=self.dtype, name="dwconv")(x))
     y = nn.gelu(dense(4 * width, name="pwconv1")(y), approximate=False)
     y = dense(width, name="pwconv2")(y)
     if self.scale_init > 0:

@@ -1,4 +1,4 @@
-"""Boxes as arrays: forms and overlaps, and coordinates as whole bins of the picture.
+"""Boxes as arrays: their forms, and coordinates as whole bins of the picture.
 
 The last axis holds a box: yxyx is [y0, x0, y1, x1], xyxy is [x0, y0, x1, y1], cxcywh is the middle and the size. All
 are fractions of some canvas unless a function says otherwise.
@@ -31,34 +31,6 @@ def from_centres(boxes: Array) -> Array:
 def rescale(boxes: Array, factors: Array) -> Array:
   """(..., N, 4) boxes times (..., 2) factors of the first and the second axis: from one canvas to another."""
   return boxes * jnp.tile(factors, 2)[..., None, :]
-
-
-def area(boxes: Array) -> Array:
-  """(..., 4) to (...,); 0 where a side is negative."""
-  return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
-
-
-def iou(a: Array, b: Array) -> Array:
-  """Intersection over union of all pairs: (..., N, 4), (..., M, 4) to (..., N, M); 0 for a union without area."""
-  common, union = _intersection_and_union(a, b)
-  return jnp.where(union > 0, common / jnp.where(union > 0, union, 1), 0)
-
-
-def generalized_iou(a: Array, b: Array) -> Array:
-  """`iou` minus the share of the enclosing box that neither covers (arXiv 1902.09630): (..., N, M) in [-1, 1]."""
-  common, union = _intersection_and_union(a, b)
-  start = jnp.minimum(a[..., :, None, :2], b[..., None, :, :2])
-  end = jnp.maximum(a[..., :, None, 2:], b[..., None, :, 2:])
-  hull = jnp.prod(jnp.maximum(end - start, 0), axis=-1)
-  overlap = jnp.where(union > 0, common / jnp.where(union > 0, union, 1), 0)
-  return overlap - jnp.where(hull > 0, (hull - union) / jnp.where(hull > 0, hull, 1), 0)
-
-
-def _intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
-  start = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
-  end = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-  common = jnp.prod(jnp.maximum(end - start, 0), axis=-1)
-  return common, area(a)[..., :, None] + area(b)[..., None, :] - common
 
 
 def quantise(values: Array, bins: int) -> Array:
