@@ -152,9 +152,12 @@ def network(config: mlc.ConfigDict, arg: mlc.ConfigDict, backbone: dict[str, Any
     for name, _ in config.evals:
       config[name].pred_kw.update(stages=dict(keypoints=(1.0,)), all_rows=True, requantise=True,
                                   order=dict(boxes='confidence', masks='confidence', keypoints='confidence'))
+  if arg.scenes:
+    # A third of the joints of these rooms are hidden but labelled, and COCO's metric counts them.
+    config.objectives.occluded_visible = True
   if arg.runlocal:
     config.sequences.update(bins=128, queries=16, mask_side=8)
-    config.objectives.instances = 6
+    config.objectives.instances = 2   # of an image in a step, which takes two and a half times as long with 6
     config.model = dict(backbone=dict(name='stem', widths=(32, 64, 128), mix=2), width=128, num_heads=4, mlp_dim=256,
                         encoder_layers=2, decoder_layers=3, dropout=0.0)
 
@@ -194,7 +197,7 @@ def rates(config: mlc.ConfigDict, *, drops: tuple[int, ...], warmup_steps: int =
   config.schedule = [(frozen, None), ('.*', schedule)] if frozen else schedule
 
 
-def shrink(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 2000) -> mlc.ConfigDict:
+def shrink(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, total_steps: int = 1500) -> mlc.ConfigDict:
   """With `runlocal`: lengths and intervals for two CPU cores and a few minutes, and one rate for all, from scratch."""
   if not arg.runlocal:
     return config
