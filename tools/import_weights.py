@@ -1,8 +1,14 @@
 """Foreign weights to ours: `python -m tools.import_weights --from=big_vision --src=S --config=C --out=O`.
 
   --from=big_vision   .npz files of UViM's release and of ViTs, and our own
+  --from=hf           an image backbone (ViT, Swin, SwinV2, ConvNeXt, ResNet) of the hub's library, timm, torchvision
+                      or its authors, into that of MAD, AiT or PolyMaX; a ViT into UViM's language model
   --from=ait          AiT's state dicts: a solver, a tokenizer (a file of its own, or inside a solver's), a SimMIM
-                      backbone (--part=encoder); as .pth or .pt of torch.save, .safetensors or .npz
+                      backbone (--part=encoder)
+  --from=detectron    MAD's state dicts, or a detectron2 backbone (--part=encoder)
+  --from=deeplab2     variables of kMaX-DeepLab or DeepLabv3+ in an .npz, or their encoder (--part=encoder)
+
+hf, ait and detectron read .safetensors, .npz and what torch.save writes (.pth, .pt, .bin), without torch.
 """
 
 import argparse
@@ -15,26 +21,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tools import import_ait, shell
+from tools import shell
+from tools.importing import import_ait, import_backbone, import_big_vision, import_deeplab2, import_detectron
 from uvim_like import config as configs
+from uvim_like import flags as flags_lib
 from uvim_like import names, trees, weights
 from uvim_like.config_schema import task_of
 from uvim_like.errors import UserError, unknown
 from uvim_like.systems.base import System, Vars
-from uvim_like.systems.fields import build
-from uvim_like.systems.uvim import lm, pretrained
 from uvim_like.tasks.base import bind
 
-FORMATS = ("big_vision", "ait")
+READERS = {"big_vision": import_big_vision.read, "hf": import_backbone.read, "ait": import_ait.read,
+           "detectron": import_detectron.read, "deeplab2": import_deeplab2.read}
+RESAMPLING = ("hf", "detectron")  # forms of backbones with tables of positions
 ANY_SIZE = (64, 64)  # of an image, for models that take any and whose arrays do not depend on it
 PARTS = ("all", "encoder", "base_model")
-
-
-class _Parser(argparse.ArgumentParser):
-  """Reports mistakes as UserError, so that they end like all others: one line."""
-
-  def error(self, message):
-    raise UserError(message)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
@@ -44,21 +45,26 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     UserError: naming the flag and the nearest valid value.
   """
   spec, overrides, rest = configs.split_argv(argv)
-  parser = _Parser(prog="python -m tools.import_weights", description=__doc__, allow_abbrev=False,
-                   formatter_class=argparse.RawDescriptionHelpFormatter,
-                   epilog="--config=FILE.py[:arguments] and --config.key=value say which model the weights are for.")
-  parser.add_argument("--from", dest="format", required=True, help=f"whose layout: {', '.join(FORMATS)}")
-  parser.add_argument("--src", required=True, help="file, workdir or published name")
+  parser = flags_lib.Parser(
+      prog="python -m tools.import_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+      epilog="--config=FILE.py[:arguments] and --config.key=value say which model the weights are for.")
+  parser.add_argument("--from", dest="format", required=True, help=f"whose layout: {', '.join(READERS)}")
+  parser.add_argument("--src", required=True, help="file; for big_vision also a workdir or published name, for hf a "
+                      "folder of the hub")
   parser.add_argument("--out", required=True, help=".npz file to write")
   parser.add_argument("--dont_load", default="", help="regexes of names that keep their initial value, with commas")
   parser.add_argument("--part", default="all", help="what the source is: all, or, for a language model, encoder "
-                      "(a ViT) or base_model (a stage I), for AiT's solver encoder (a backbone); the rest keeps "
-                      "its initial value")
+                      "(a ViT) or base_model (a stage I), for the other systems encoder (a backbone); the rest keeps "
+                      "its initial value. With --from=hf the source is always a backbone")
+  parser.add_argument("--resample", action="store_true", help=f"with {' or '.join(RESAMPLING)}: resize position tables "
+                      "that were made for another window or grid; else they are mis-shaped")
   parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   flags = parser.parse_args(rest)
-  for value, choices, flag in ((flags.format, FORMATS, "--from"), (flags.part, PARTS, "--part")):
+  for value, choices, flag in ((flags.format, READERS, "--from"), (flags.part, PARTS, "--part")):
     if value not in choices:
       raise unknown("value", value, choices, where=flag)
+  if flags.resample and flags.format not in RESAMPLING:
+    raise UserError(f"--resample: --from={flags.format} has no tables to resize; forms that have: {', '.join(RESAMPLING)}")
   if spec is None:
     raise UserError("--config is missing: --config=configs/uvim/panoptic_stage2.py")
   if not flags.out.endswith(".npz"):
@@ -96,15 +102,16 @@ def make_system(config: Mapping[str, Any]) -> System:
 
 
 def fit(source: str, config: Mapping[str, Any], *, part: str = "all", dont_load: Sequence[str] = (),
-        form: str = "big_vision") -> tuple[System, dict[str, Any], weights.Report, list[str]]:
+        form: str = "big_vision", resample: bool = False) -> tuple[System, dict[str, Any], weights.Report, list[str]]:
   """Reads a source under the names of the config's model and compares the two, in shapes only.
 
   Args:
-    source: see `weights.locate`.
+    source: what the form's reader takes.
     config: plain, checked.
     part: one of `PARTS`.
     dont_load: patterns of full names that keep their initial value.
-    form: one of `FORMATS`.
+    form: one of `READERS`.
+    resample: resize position tables that were made for another window or grid.
 
   Returns:
     The system, the loaded {"params", "state"}, the report, and all patterns that keep initial values.
@@ -114,23 +121,9 @@ def fit(source: str, config: Mapping[str, Any], *, part: str = "all", dont_load:
   """
   system = make_system(config)
   shapes = as_tree(jax.eval_shape(system.init, jax.random.key(0), batch_spec(config)))
-  if form == "ait":
-    loaded = import_ait.read(source, config, shapes, part=part)
-    kept = [r"params/(?!backbone/).*"] if part == "encoder" else []
-    keep = full_patterns([*kept, *dont_load], shapes, loaded)
-    return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
-  loaded = weights.load(source, where="--src")
-  if part == "all":
-    keep = full_patterns(dont_load, shapes, loaded)
-    return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
-  if config["model_name"].removeprefix("proj.") != "uvim.lm":
-    raise UserError(f"--part={part}: only the language model (uvim.lm) is made of parts, config.model_name is "
-                    f"'{config['model_name']}'; use --part=all")
-  model = build(lm.Model, config["model"], config, where="config.model")
-  params = pretrained.lm_params(loaded["params"], kind=part, model=model, where=f"--src={source}")
-  loaded = {"params": params}
-  keep = full_patterns([*pretrained.kept_patterns(shapes["params"], part), *dont_load], shapes, loaded)
-  return system, loaded, weights.compare(shapes, loaded, keep, where=source), keep
+  loaded = READERS[form](source, config, shapes, part=part, resample=resample)
+  keep = full_patterns([*loaded.kept, *dont_load], shapes, loaded.tree)
+  return system, loaded.tree, weights.compare(shapes, loaded.tree, keep, where=source), keep
 
 
 def full_patterns(patterns: Sequence[str], *variables: Mapping[str, Any]) -> list[str]:
@@ -180,7 +173,7 @@ def run(flags: argparse.Namespace, config: Any) -> None:
   configs.check(config)
   config = configs.plain(config)
   system, loaded, report, keep = fit(flags.src, config, part=flags.part, dont_load=flags.dont_load,
-                                     form=flags.format)
+                                     form=flags.format, resample=flags.resample)
   print(report.text())
   if not report.fits:
     raise UserError(f"{flags.src}: does not fit the model of the config: {report.line()}; nothing is written "

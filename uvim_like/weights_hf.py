@@ -120,11 +120,12 @@ def vit(model: Any) -> Table:
   return Table((*first, *rules), tuple(ignored), PREFIXES)
 
 
-def vit_block(prefix: str, names: tuple[str, ...]) -> tuple[Rule, ...]:
-  """Rules of one encoder block; names of query, key, value, out, fc1, fc2 there."""
+def vit_block(prefix: str, names: tuple[str, ...],
+              norms: tuple[str, str] = ("layernorm_before", "layernorm_after")) -> tuple[Rule, ...]:
+  """Rules of one encoder block; names of query, key, value, out, fc1, fc2 there, and of the norms."""
   *inputs, out, fc1, fc2 = (prefix + name for name in names)
-  rules = [*norm("block{b}/norm1", f"{prefix}layernorm_before"), *norm("block{b}/norm2", f"{prefix}layernorm_after"),
-           *dense("block{b}/mlp/fc1", fc1), *dense("block{b}/mlp/fc2", fc2)]
+  rules = [row for i, name in enumerate(norms) for row in norm(f"block{{b}}/norm{i + 1}", prefix + name)]
+  rules += [*dense("block{b}/mlp/fc1", fc1), *dense("block{b}/mlp/fc2", fc2)]
   for ours, theirs in zip(("query", "key", "value"), inputs):
     rules += [rule(f"block{{b}}/attn/{ours}/kernel", f"{theirs}.weight", layout="heads_in"),
               rule(f"block{{b}}/attn/{ours}/bias", f"{theirs}.bias", layout="heads_bias")]

@@ -43,6 +43,17 @@ class Rule(NamedTuple):
   layout: str = "same"
 
 
+class Fused(NamedTuple):
+  """An array of theirs that is several arrays of equal height, one below another (along its first axis).
+
+  Attributes:
+    whole: template of its name.
+    parts: templates of the names under which the rules know its parts.
+  """
+  whole: str
+  parts: tuple[str, ...]
+
+
 class Table(NamedTuple):
   """All names of one kind of model in one format.
 
@@ -50,10 +61,12 @@ class Table(NamedTuple):
     rules: where several have the same `ours`, the first one is written and all are read.
     ignored: patterns of their names that say nothing here: classifiers, counters, tables that are computed.
     prefixes: what their names may have before them, e.g. "vit." or "backbone.".
+    fused: arrays that are cut before the rules are read, and joined after they are written.
   """
   rules: tuple[Rule, ...]
   ignored: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ()
+  fused: tuple[Fused, ...] = ()
 
 
 class Converted(NamedTuple):
@@ -107,7 +120,7 @@ def to_ours(flat: Mapping[str, np.ndarray], table: Table, like: Tree, *, resampl
   shapes = {name: tuple(leaf.shape) for name, leaf in trees.flatten_names(like)}
   parts: dict[str, tuple[Rule, dict[int, tuple[str, np.ndarray]]]] = {}
   rest, ignored = {}, {}
-  for name, array in flat.items():
+  for name, array in _cut(flat, table).items():
     bare = _strip(name, table)
     found = _find(bare, table)
     if found is None:
@@ -143,7 +156,12 @@ def to_theirs(tree: Tree, table: Table) -> dict[str, np.ndarray]:
         break
     else:
       raise UserError(f"'{name}' has no name in the other layout")
-  return out
+  return _joined(out, table)
+
+
+def has_name(name: str, table: Table) -> bool:
+  """Whether a format has a name for an array of ours."""
+  return any(_pattern(row.ours).fullmatch(name) for row in table.rules)
 
 
 def merge(init: Tree, flat: Mapping[str, np.ndarray], table: Table, dont_load: Sequence[str] = (), *,
@@ -178,6 +196,31 @@ def _strip(name: str, table: Table) -> str:
   for prefix in table.prefixes:
     name = name.removeprefix(prefix)
   return name
+
+
+def _cut(flat: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+  """The arrays, fused ones in their parts; one that does not divide stays whole."""
+  out = {}
+  for name, array in flat.items():
+    matches = ((fused, _pattern(fused.whole).fullmatch(_strip(name, table))) for fused in table.fused)
+    fused, match = next(((fused, match) for fused, match in matches if match), (None, None))
+    array = np.asarray(array)
+    if fused and array.ndim and not array.shape[0] % len(fused.parts):
+      names = [_fill(part, _numbers(match)) for part in fused.parts]
+      out |= zip(names, np.split(array, len(names)))
+    else:
+      out[name] = array
+  return out
+
+
+def _joined(flat: dict[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+  """The inverse of `_cut`; parts that are not all there stay as they are."""
+  for fused in table.fused:
+    for match in [match for name in flat if (match := _pattern(fused.parts[0]).fullmatch(name))]:
+      names = [_fill(part, _numbers(match)) for part in fused.parts]
+      if set(names) <= set(flat):
+        flat[_fill(fused.whole, _numbers(match))] = np.concatenate([flat.pop(name) for name in names])
+  return flat
 
 
 def _find(name: str, table: Table) -> tuple[Rule, int, str] | None:

@@ -33,7 +33,9 @@ class Case:
                   width=config["d"], num_heads=config["heads"], mlp_dim=config["ff"], encoder_layers=config["enc"],
                   decoder_layers=config["dec"])
     state = {key.removeprefix("sd/"): value for key, value in self.arrays.items() if key.startswith("sd/")}
-    tree = {"params": jax.tree.map(jnp.asarray, from_detectron(state, num_heads=config["heads"]))}
+    params, rest = from_detectron(state, num_heads=config["heads"])
+    assert not rest
+    tree = {"params": jax.tree.map(jnp.asarray, params)}
     features = jnp.asarray(self.arrays["in/features"]).transpose(0, 2, 3, 1)
     picture = model.apply(tree, features, ~jnp.asarray(self.arrays["in/img_mask"]), method="encode_features")
     self.inputs = []

@@ -30,7 +30,9 @@ def model_of(config):
 
 def params_of(arrays, config):
   state = {key.removeprefix("sd/"): value for key, value in arrays.items() if key.startswith("sd/")}
-  return jax.tree.map(jnp.asarray, from_detectron(state, num_heads=config["heads"]))
+  params, rest = from_detectron(state, num_heads=config["heads"])
+  assert not rest
+  return jax.tree.map(jnp.asarray, params)
 
 
 @pytest.fixture(scope="module")

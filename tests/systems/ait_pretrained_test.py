@@ -1,12 +1,9 @@
-"""Released state dicts of AiT in every form that users meet: prefixes, containers, strays, tokenizers inside a
-solver."""
+"""Released state dicts of AiT in every form that users meet: prefixes, containers, strays; and a solver's transformer."""
 
 import numpy as np
 import pytest
 
-from uvim_like import weights_peers, weights_rules
 from uvim_like.errors import UserError
-from uvim_like.models.backbones import make_backbone
 from uvim_like.systems.ait import pretrained
 from uvim_like.trees import flatten_names
 
@@ -60,33 +57,15 @@ def test_every_form_of_the_file_is_the_same_tokenizer():
   assert set(want[1]) == {"dictionary", "sums", "counts"}
 
 
-def test_tokenizers_inside_a_solver():
-  depth, masks = tokenizer(downs=3), tokenizer(downs=2, blocks=2)
-  solver = {f"depth_head.vqvae.{name}": value for name, value in depth.items()}
-  solver |= {f"insseg_head.vqvae.{name}": value for name, value in masks.items()}
-  found = pretrained.tokenizers_from_torch({"meta": {}, "state_dict": solver})
-  same(found["depth"], pretrained.from_torch(depth))
-  same(found["instances"], pretrained.from_torch(masks))
-
-
-def test_a_solver_in_parts():
-  backbone = make_backbone(dict(name="swinv2_t", width=8, depths=(1, 1), num_heads=(1, 2), window_size=2,
-                                use_shift=False, pretrain_window=2, position_hidden=4, out_norms=(1,)))
-  shapes = weights_rules.eval_shapes(backbone, (1, 64, 64, 3))
+def test_the_transformer_of_a_solver():
   rng = np.random.default_rng(0)
-  tree = {"params": weights_rules.trees.map_names(lambda _, x: rng.normal(size=x.shape).astype(np.float32),
-                                                  shapes["params"]), "state": {}}
-  theirs = weights_rules.to_theirs(tree, weights_peers.table(backbone, "ait"))
   head = {"voc_embed": rng.normal(size=(7, 4)), "encoder.blocks.0.attn.wq.weight": rng.normal(size=(4, 4)),
           "encoder.blocks.0.norm1.weight": np.ones(4), "proj_mlp.fc1.bias": np.ones(3),
           "enc_embed": np.zeros((1, 2, 2, 4))}
-  file = {f"backbone.{name}": value for name, value in theirs.items()}
-  file |= {f"transformer.{name}": value for name, value in head.items()}
-  params = pretrained.solver_from_torch({"state_dict": file}, backbone=backbone, num_heads=2)
-  same([params["backbone"]], [tree["params"]])
-  query = params["transformer"]["encoder"]["block0"]["attention"]["query"]["kernel"]
+  params = pretrained.transformer_from_torch({"state_dict": head}, num_heads=2)
+  query = params["encoder"]["block0"]["attention"]["query"]["kernel"]
   np.testing.assert_allclose(query.reshape(4, 4), head["encoder.blocks.0.attn.wq.weight"].T, rtol=1e-6)
-  assert "enc_embed" not in params["transformer"] and params["transformer"]["proj_mlp"]["fc1"]["bias"].shape == (3,)
+  assert "enc_embed" not in params and params["proj_mlp"]["fc1"]["bias"].shape == (3,)
 
 
 @pytest.mark.parametrize(("file", "message"), [

@@ -17,6 +17,7 @@ from uvim_like import config as configs
 from uvim_like import weights, weights_hf, weights_rules, weights_torch
 from uvim_like.errors import UserError
 from uvim_like.models.backbones import make_backbone
+from uvim_like.systems import image_backbone
 from uvim_like.systems.base import Vars
 from uvim_like.training import checkpoint, sharding, step
 
@@ -213,7 +214,7 @@ def backbone_run(kind):
   shapes = weights_rules.eval_shapes(module, (1, 32, 32, 3))
   rng = np.random.default_rng(0)
   tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-  name = export_weights.BACKBONES[system.split(".")[0]]
+  name = image_backbone.NAMES[system.split(".")[0]]
   state = tree["state"] if system == "ait.solver" else {name: tree["state"]} if tree["state"] else {}
   return config, Vars({name: tree["params"], "rest": np.zeros(3)}, state), module, tree
 

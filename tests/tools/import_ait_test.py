@@ -177,7 +177,7 @@ def test_a_tokenizer_with_a_hole(files, tmp_path, capsys):
     ("depth.safetensors", "solver.py", (), "no AiT solver"),
     ("simmim.npz", "solver.py", (), "--part=encoder"),
     ("simmim.npz", "depth.py", (), "no AiT tokenizer"),
-    ("depth.safetensors", "solver.py", ("--part=encoder",), "no backbone of AiT's"),
+    ("depth.safetensors", "solver.py", ("--part=encoder",), "none of its names is one of the config's backbone; it begins with"),
     ("solver.npz", "solver.py", ("--part=base_model",), "no part 'base_model'"),
     ("solver.npz", "depth.py", ("--part=encoder",), "a tokenizer has no parts"),
     ("nowhere.pth", "solver.py", (), "no file"),

@@ -146,7 +146,8 @@ def test_parts_of_a_language_model(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--from=hf"], "--from: unknown value 'hf'; valid: ait, big_vision"),
+    (["--from=onnx"], "--from: unknown value 'onnx'; valid: ait, big_vision, deeplab2, detectron, hf"),
+    (["--resample"], "--resample: --from=big_vision has no tables to resize; forms that have: hf, detectron"),
     (["--part=decoder"], "--part: unknown value 'decoder'; did you mean 'encoder'"),
     (["--part=encoder"], "--part=encoder: only the language model"),
     (["--src=nowhere.npz"], "--src: no weights file or workdir nowhere.npz"),
@@ -156,7 +157,7 @@ def test_parts_of_a_language_model(files, tmp_path, capsys):
     (["--config.model.widht=4"], "config.model: unknown key 'widht'; did you mean 'width'"),
     (["--config.model_name=uvim.vitt"], "unknown name 'uvim.vitt'; did you mean 'uvim.vit'"),
     (["--out=o"], "--out: 'o' is no .npz file name; did you mean 'o.npz'?"),
-    (["--sorce=x"], "unrecognized arguments: --sorce=x"),
+    (["--sorce=x"], "unknown flag '--sorce'; did you mean '--src'?"),
 ])
 def test_mistakes_are_one_line(files, tmp_path, capsys, monkeypatch, flags, message):
   monkeypatch.setenv("UVIM_LIKE_WEIGHTS", str(tmp_path))

@@ -12,14 +12,12 @@ from tools.exporting import export_hub
 from tools.exporting.export_hub import OURS as OURS  # the mark of a config.json that was written here
 from uvim_like import trees, weights, weights_hf, weights_rules, weights_torch
 from uvim_like.errors import UserError
-from uvim_like.inference.views import system_of
-from uvim_like.models.backbones import make_backbone
+from uvim_like.systems import image_backbone
 from uvim_like.systems.base import Vars
 from uvim_like.training import checkpoint
 
 JSON_KEY = "card"   # of a .safetensors file's own metadata, whose values are texts
 MODEL, CONFIG = "model.safetensors", "config.json"   # as the hub names them
-BACKBONES = {"mad": "features", "polymax": "encoder", "ait": "backbone"}   # system -> name of its backbone's variables
 
 
 def named(variables: Vars) -> dict[str, np.ndarray]:
@@ -104,22 +102,9 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def backbone_of(config: Any, variables: Vars) -> tuple[Any, dict[str, Any]]:
-  """A run's backbone as a module, and its {"params", "state"}.
-
-  Raises:
-    UserError: a system without a backbone of the hub's kinds.
-  """
-  family = system_of(config).split(".")[0]
-  fields = config.model.get("backbone")
-  if family not in BACKBONES or not fields:
-    raise UserError(f"--format=hf: '{system_of(config)}' has no image backbone of the hub's kinds; systems that have: "
-                    "ait.solver, mad.decoder, polymax.kmax, polymax.per_pixel")
-  if fields["name"] == "stem":
-    raise UserError("--format=hf: the backbone 'stem' is a few convolutions of our own, the hub knows none of its kind")
-  name = BACKBONES[family]
-  state = variables.state if family == "ait" else (variables.state or {}).get(name, {})
-  tree = {"params": variables.params[name], "state": state}
-  return make_backbone(fields, where="config.model.backbone"), tree
+  """A run's backbone as a module, and its {"params", "state"}; UserError: see `image_backbone.find`."""
+  found = image_backbone.find(config, where="--format=hf")
+  return found.module, found.of({"params": variables.params, "state": variables.state})
 
 
 def write_hf(folder: pathlib.Path, config: Any, variables: Vars) -> tuple[str, ...]:
@@ -130,7 +115,7 @@ def write_hf(folder: pathlib.Path, config: Any, variables: Vars) -> tuple[str, .
   """
   model, tree = backbone_of(config, variables)
   table, leaves = weights_hf.table(model), trees.flatten_names(tree)
-  left_out = tuple(name for name, leaf in leaves if not _has_name(name, leaf, table))
+  left_out = tuple(name for name, _ in leaves if not weights_rules.has_name(name, table))
   kept = {name: leaf for name, leaf in leaves if name not in left_out}
   arrays = weights_rules.to_theirs(trees.unflatten_names(kept), table)
   if not arrays:
@@ -156,12 +141,4 @@ def read_hf(folder: pathlib.Path, config: Any, variables: Vars) -> tuple[dict[st
     raise UserError(f"{folder / MODEL}: '{next(iter(converted.rest))}' is no array of this backbone")
   have = {name: np.asarray(leaf) for name, leaf in trees.flatten_names(converted.tree)}
   want = {name: np.asarray(leaf) for name, leaf in trees.flatten_names(tree)}
-  known = {name for name in want if _has_name(name, want[name], table)}
-  return {name: leaf for name, leaf in want.items() if name in known}, have
-
-
-def _has_name(name: str, leaf: np.ndarray, table: weights_rules.Table) -> bool:
-  try:
-    return bool(weights_rules.to_theirs(trees.unflatten_names({name: leaf}), table))
-  except UserError:
-    return False
+  return {name: leaf for name, leaf in want.items() if weights_rules.has_name(name, table)}, have

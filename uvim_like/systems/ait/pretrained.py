@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from uvim_like import weights_peers, weights_rules
 from uvim_like.errors import UserError
 from uvim_like.trees import unflatten_names
 
@@ -54,8 +53,8 @@ def from_torch(state_dict: StateDict) -> tuple[Tree, Tree]:
   return unflatten_names(params), state
 
 
-def strip(state_dict: StateDict, *, prefix: str = "") -> dict[str, np.ndarray]:
-  """The bare {name: array} of a file's contents; with `prefix`, only the names below it.
+def strip(state_dict: StateDict) -> dict[str, np.ndarray]:
+  """The bare {name: array} of a file's contents.
 
   Containers "weights" and "state_dict" are opened, "module." is dropped, a stray codebook is left out.
   """
@@ -63,8 +62,7 @@ def strip(state_dict: StateDict, *, prefix: str = "") -> dict[str, np.ndarray]:
     if isinstance(state_dict.get(container), Mapping):
       state_dict = state_dict[container]
   bare = {name.removeprefix("module."): value for name, value in state_dict.items()}
-  return {name.removeprefix(prefix): np.asarray(value) for name, value in bare.items()
-          if name.startswith(prefix) and not IGNORED.fullmatch(name)}
+  return {name: np.asarray(value) for name, value in bare.items() if not IGNORED.fullmatch(name)}
 
 
 def _modules(flat: StateDict, tower: str) -> dict[int, dict[str, np.ndarray]]:
@@ -103,20 +101,20 @@ def _conv(name: str, weight: np.ndarray, bias: np.ndarray, transposed: bool) -> 
   return {f"{name}/kernel": np.ascontiguousarray(kernel), f"{name}/bias": np.asarray(bias, np.float32)}
 
 
-def transformer_from_torch(state_dict: StateDict, *, num_heads: int, prefix: str = "transformer.") -> Tree:
+def transformer_from_torch(state_dict: StateDict, *, num_heads: int) -> Tree:
   """Parameters of `models.ait_transformer.Transformer` from a solver's state dict.
 
   Args:
-    state_dict: {name: array}; see `strip`. Buffers (enc_embed) are left out: they are computed.
+    state_dict: {name: array} of what a solver's file has below "transformer."; see `strip`. Buffers (enc_embed) are
+      left out: they are computed.
     num_heads: of all attention layers.
-    prefix: before the names; the heads' copies (depth_head.transformer.* …) repeat the same arrays.
 
   Raises:
     UserError: no such names.
   """
-  flat = strip(state_dict, prefix=prefix)
+  flat = strip(state_dict)
   if "voc_embed" not in flat:
-    raise UserError(f"the file is no AiT solver: it has no '{prefix}voc_embed'")
+    raise UserError("the file is no AiT solver: it has no 'voc_embed'")
   params: dict[str, np.ndarray] = {}
   for name, value in flat.items():
     value = np.asarray(value, np.float32)
@@ -146,30 +144,3 @@ def _layer(name: str, rest: str, value: np.ndarray, num_heads: int) -> dict[str,
   if kind == "weight":
     return {f"{name}/scale": value} if value.ndim == 1 else {f"{name}/kernel": value.T}
   return {f"{name}/bias": value}
-
-
-def solver_from_torch(state_dict: StateDict, *, backbone: Any, num_heads: int) -> Tree:
-  """{"backbone", "transformer"}: parameters of a released solver, for `weights.merge`.
-
-  Args:
-    state_dict: {name: array}, bare or under "state_dict".
-    backbone: our SwinV2 of the same size.
-    num_heads: of the head's attention layers.
-
-  Raises:
-    UserError: the file is no solver.
-  """
-  head = transformer_from_torch(state_dict, num_heads=num_heads)
-  shapes = weights_rules.eval_shapes(backbone, (1, 64, 64, 3))
-  table = weights_peers.table(backbone, "ait")
-  body = weights_rules.to_ours(strip(state_dict, prefix="backbone."), table, shapes).tree["params"]
-  return {"backbone": body, "transformer": head}
-
-
-def tokenizers_from_torch(state_dict: StateDict) -> dict[str, tuple[Tree, Tree]]:
-  """{task: (params, state)} of the frozen tokenizers that a released solver carries."""
-  found = {}
-  for task, prefix in (("depth", "depth_head.vqvae."), ("instances", "insseg_head.vqvae.")):
-    if flat := strip(state_dict, prefix=prefix):
-      found[task] = from_torch(flat)
-  return found

@@ -66,14 +66,13 @@ def rename(names: list[str]) -> dict[str, str]:
 
 
 def to_variables(arrays: Mapping[str, np.ndarray], init: Mapping[str, Tree]) -> dict[str, Tree]:
-  """{'params', 'state'} of arrays under TensorFlow's names, in the shapes of `init`; further names stay as they are.
+  """{'params', 'state'} of arrays under TensorFlow's names, in the shapes of `init`.
+
+  Further names, and arrays that are no rearrangement of the model's, stay as they are: the report of a merge names them.
 
   Args:
     arrays: {variable's name: array}.
     init: {'params', 'state'} arrays or shapes of the model.
-
-  Raises:
-    UserError: an array that is no rearrangement of the model's.
   """
   names = rename(list(arrays))
   wanted = {part: dict(flatten_names(init[part])) for part in ("params", "state")}
@@ -81,14 +80,20 @@ def to_variables(arrays: Mapping[str, np.ndarray], init: Mapping[str, Tree]) -> 
   for name, array in arrays.items():
     part = "state" if name.endswith(("moving_mean", "moving_variance")) else "params"
     want = wanted[part].get(names[name])
-    flat[part][names[name]] = array if want is None else fit(array, tuple(want.shape), name=name)
+    known = want is not None and without_ones(array.shape) == without_ones(want.shape)
+    flat[part][names[name]] = fit(array, tuple(want.shape), name=name) if known else array
   return {part: unflatten_names(leaves) for part, leaves in flat.items()}
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """A shape without its axes of length 1."""
+  return tuple(n for n in shape if n != 1)
 
 
 def fit(array: np.ndarray, shape: tuple[int, ...], *, name: str) -> np.ndarray:
   """The array in our layout: axes of length 1 removed or added, a depthwise kernel (h, w, C, 1) as (h, w, 1, C)."""
   if array.ndim == 4 and name.endswith("depthwise_kernel"):
     array = np.swapaxes(array, 2, 3)
-  if tuple(n for n in array.shape if n != 1) != tuple(n for n in shape if n != 1):
+  if without_ones(array.shape) != without_ones(shape):
     raise UserError(f"'{name}': shape {array.shape} does not fit {shape}")
   return np.asarray(array).reshape(shape)

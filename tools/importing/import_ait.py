@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from uvim_like import weights_peers, weights_rules, weights_torch
+from tools.importing import import_backbone
+from tools.importing.import_backbone import Loaded
+from uvim_like import weights_torch
 from uvim_like.errors import UserError
+from uvim_like.systems import image_backbone
 from uvim_like.systems.ait import pretrained, vqvae
-from uvim_like.systems.ait.parts import Parts, make_parts
+from uvim_like.systems.ait.parts import make_parts
 
 Tree = dict[str, Any]
 Flat = Mapping[str, np.ndarray]
@@ -29,7 +32,7 @@ TOKENIZER = r"(encoder|decoder)\.\d+\.(weight|bias|net\.[024]\.(weight|bias))|_v
     pretrained.STATE) + ")"
 
 
-def read(source: str, config: Mapping[str, Any], shapes: Tree, *, part: str = "all") -> Tree:
+def read(source: str, config: Mapping[str, Any], shapes: Tree, *, part: str = "all", resample: bool = False) -> Loaded:
   """The arrays of a file under the names of the config's model; names that it has not stay as they are.
 
   Args:
@@ -37,32 +40,35 @@ def read(source: str, config: Mapping[str, Any], shapes: Tree, *, part: str = "a
     config: plain; its system is one of `SYSTEMS`.
     shapes: {"params", "state"} of the model.
     part: "all", or, for a solver, "encoder": the file is a backbone's (SimMIM).
+    resample: no choice here: AiT's networks have no table of positions.
 
   Raises:
     UserError: another system, part or kind of file; a damaged one.
   """
+  del resample
   system = config["model_name"].removeprefix("proj.")
   if system not in SYSTEMS:
     raise UserError(f"--from=ait: config.model_name is '{system}'; valid: {', '.join(SYSTEMS)}")
   flat = pretrained.strip(weights_torch.read_state_dict(source))
-  try:
-    if system == "ait.vqvae":
-      if part != "all":
-        raise UserError("a tokenizer has no parts; use --part=all")
-      model = vqvae.make_model(config["model"], config, where="config.model")
-      return read_tokenizer(flat, kind=vqvae.kind_of(config["task"], model, where="config"))
-    parts = make_parts(config)
-    if part == "encoder":
-      return {"params": {"backbone": backbone_tree(flat, parts, shapes)}, "state": {}, **rest_of_backbone(
-          flat, parts, shapes)}
+  with import_backbone.about(source):
+    if part == "encoder" and system == "ait.solver":
+      return backbone(flat, config, shapes)
     if part != "all":
-      raise UserError(f"AiT's solver has no part '{part}'; use --part=all, or --part=encoder for its backbone")
-    return read_solver(flat, parts, shapes)
-  except UserError as error:
-    raise UserError(f"--src={source}: {error}") from None
+      raise UserError(f"AiT's solver has no part '{part}'; use --part=all, or --part=encoder for its backbone"
+                      if system == "ait.solver" else "a tokenizer has no parts; use --part=all")
+    if system == "ait.solver":
+      return Loaded(read_solver(flat, config, shapes))
+    model = vqvae.make_model(config["model"], config, where="config.model")
+    return Loaded(read_tokenizer(flat, kind=vqvae.kind_of(config["task"], model, where="config")))
 
 
-def read_solver(flat: Flat, parts: Parts, shapes: Tree) -> Tree:
+def backbone(flat: Flat, config: Mapping[str, Any], shapes: Tree) -> Loaded:
+  """A SwinV2's arrays, of a file of its own or of a solver's without "backbone."."""
+  found = image_backbone.find(config, where="--from=ait")
+  return import_backbone.place(flat, found, ("ait",), shapes)
+
+
+def read_solver(flat: Flat, config: Mapping[str, Any], shapes: Tree) -> Tree:
   """Backbone and transformer of a solver's state dict, and, under their own names, arrays that are neither."""
   body = below(flat, "backbone.")
   head = below(flat, "transformer.")
@@ -70,12 +76,12 @@ def read_solver(flat: Flat, parts: Parts, shapes: Tree) -> Tree:
   if "voc_embed" not in known or not body:
     raise UserError("no AiT solver: it has no 'transformer.voc_embed' and 'backbone.…'; a backbone alone is read with "
                     "--part=encoder, a tokenizer with its own config")
-  heads = parts.head.num_heads
+  heads = make_parts(config).head.num_heads
   check_heads(known, heads)
-  params = {"backbone": backbone_tree(body, parts, shapes),
-            "transformer": pretrained.transformer_from_torch(known, num_heads=heads, prefix="")}
+  found = backbone(body, config, shapes).tree
+  params = found.pop("params") | {"transformer": pretrained.transformer_from_torch(known, num_heads=heads)}
   rest = {f"transformer.{name}": value for name, value in head.items() if name not in known}
-  rest |= rest_of_backbone(body, parts, shapes, prefix="backbone.")
+  rest |= {f"backbone.{name}": value for name, value in found.items() if name != "state"}
   rest |= {name: value for name, value in flat.items() if not name.startswith(("backbone.", "transformer."))}
   return {"params": params, "state": {}, **{n: x for n, x in rest.items() if not re.fullmatch(PASSED_OVER, n)}}
 
@@ -93,25 +99,6 @@ def check_heads(flat: Flat, heads: int) -> None:
 def below(flat: Flat, prefix: str) -> dict[str, np.ndarray]:
   """The arrays whose names begin with a prefix, without it."""
   return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
-
-
-def _convert_backbone(flat: Flat, parts: Parts, shapes: Tree) -> weights_rules.Converted:
-  like = {"params": shapes["params"]["backbone"], "state": {}}
-  return weights_rules.to_ours(flat, weights_peers.table(parts.backbone, "ait"), like)
-
-
-def backbone_tree(flat: Flat, parts: Parts, shapes: Tree) -> Tree:
-  """Our parameters of a backbone's state dict; UserError when none of its names is a SwinV2's."""
-  params = _convert_backbone(flat, parts, shapes).tree["params"]
-  if not params:
-    raise UserError("no backbone of AiT's: none of its names is a SwinV2's; it begins with "
-                    f"{', '.join(list(flat)[:3])}")
-  return params
-
-
-def rest_of_backbone(flat: Flat, parts: Parts, shapes: Tree, *, prefix: str = "") -> dict[str, np.ndarray]:
-  """Arrays that are not the backbone's, under their own names."""
-  return {prefix + name: value for name, value in _convert_backbone(flat, parts, shapes).rest.items()}
 
 
 def read_tokenizer(flat: Flat, *, kind: str) -> Tree:

@@ -1,0 +1,1 @@
+"""What `tools.import_weights` is made of: one reader for each layout."""
