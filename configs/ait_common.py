@@ -195,24 +195,26 @@ def window(size: int) -> str:
   return f'resize_all({size * 5 // 4})|random_crop({size})|canvas({size})'
 
 
-def object_pp(arg: mlc.ConfigDict, *, train: bool, raw: bool = False, masks: bool = True, slots: int, canvas: int,
-              extra: str = '') -> str:
+def object_pp(arg: mlc.ConfigDict, *, train: bool, raw: bool = False, masks: bool = True, joints: bool = False,
+              slots: int, canvas: int, extra: str = '') -> str:
   """COCO's objects with large-scale jitter on a square canvas, or those of scenes, mirrored."""
-  wanted = '' if masks else ', masks=False'
+  less = ', '.join(f'{part}=False' for part, there in (('keypoints', joints), ('masks', masks)) if not there)
   head_ops = common.join('' if raw else 'decode', 'panoptic_masks' if arg.scenes and masks else '',
-                         f'instances(keypoints=False{wanted})')
+                         f'instances({less})')
   if arg.scenes and arg.runlocal:
     moves = 'random_flip' if train else ''
   elif train:
     moves = f'jitter_scale({canvas}, 0.1, 3.0)|random_crop({canvas}, boxes="clipped", tries=4)|random_flip'
   else:
     moves = f'fit({canvas})'
-  keys = ['image', 'boxes', 'box_labels', *(['masks'] if masks else []), 'valid_size']
+  keys = ['image', 'boxes', 'box_labels', *(['masks'] if masks else []), *(['keypoints'] if joints else []),
+          'valid_size']
   return common.join(head_ops, moves, extra, f'canvas({canvas})', f'pad_instances({slots})', 'value_range(-1, 1)',
                      common.keep(*keys))
 
 
-def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, slots: int, canvas: int) -> None:
+def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, joints: bool, slots: int,
+                canvas: int) -> None:
   """Dataset, splits, preprocessing and COCO's average precision."""
   if arg.scenes:
     config.dataset = 'scenes/mini' if arg.runlocal else 'scenes'
@@ -220,12 +222,13 @@ def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, slo
   else:
     config.dataset = 'coco_instances'
     config.train_split, config.val_split = 'train2017_annotated', 'val2017'
-  shared = dict(masks=masks, slots=slots, canvas=canvas)
+  shared = dict(masks=masks, joints=joints, slots=slots, canvas=canvas)
+  kinds = ('boxes', *(('masks',) if masks else ()), *(('keypoints',) if joints else ()))
   config.pp_train = object_pp(arg, train=True, **shared)
   config.pp_eval = object_pp(arg, train=False, **shared)
   common.add_eval(config, 'object_val', 'coco_instances', split=config.val_split, log_steps=10_000, prefix='coco/',
                   pp=object_pp(arg, train=False, raw=True, **shared),
-                  metric=dict(kinds=('boxes', 'masks') if masks else ('boxes',)))
+                  metric=dict(kinds=kinds))
   if arg.folder:
     own_data.splits(config, arg)
     config.object_val.metric.dataset = 'coco_instances'   # whose features own objects have
@@ -233,10 +236,11 @@ def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, slo
 
 def object_solver(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, tasks: tuple[str, ...],
                   parallel: bool = False) -> None:
-  """Data, tokenizers, network and sequences of the three recipes with objects."""
-  masks = 'instances' in tasks
-  slots, canvas = (8, SIZE) if arg.runlocal else (100, 640)
-  object_data(config, arg, masks=masks, slots=slots, canvas=canvas)
+  """Data, tokenizers, network and sequences of the recipes with objects."""
+  masks, joints = 'instances' in tasks, 'keypoints' in tasks
+  # With joints an object has 39 tokens, of which 50 fit the 2100 positions.
+  slots, canvas = (8, SIZE) if arg.runlocal else (50 if joints else 100, 640)
+  object_data(config, arg, masks=masks, joints=joints, slots=slots, canvas=canvas)
   blocks = {}
   if masks:
     blocks['instances'] = dict(model_init='masks.npz', model=mask_tokenizer(arg))
@@ -244,7 +248,8 @@ def object_solver(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, tasks: tuple[s
     blocks['depth'] = dict(model_init='depth.npz', model=depth_tokenizer(arg))
   if blocks:
     config.tokenizers = blocks
-  length = max(slots * (9 if masks else 5), 64 if 'depth' in tasks else 0) if arg.runlocal else 2100
+  tokens = 9 if masks else 39 if joints else 5
+  length = max(slots * tokens, 64 if 'depth' in tasks else 0) if arg.runlocal else 2100
   config.model = dict(
       input_size=(canvas, canvas), vocabulary=vocabulary(arg, others=128 if masks else 0),
       backbone=backbone(arg, size='b', drop_path=0.3, shift=True), **head(arg, max_len=length))

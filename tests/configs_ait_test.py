@@ -15,7 +15,8 @@ from uvim_like.training import optim
 
 AIT = pathlib.Path(__file__).resolve().parent.parent / "configs" / "ait"
 NAMES = sorted(path.stem for path in AIT.glob("*.py"))
-SWITCHES = {"depth": ("large", "parallel", "wosoft"), "instances": ("parallel", "wosoft"), "semantic": ("parallel",)}
+SWITCHES = {"depth": ("large", "parallel", "wosoft"), "instances": ("parallel", "wosoft"), "semantic": ("parallel",),
+            "keypoints": ("parallel",)}
 WITH_ARGUMENTS = [
     (name, ",".join(chosen)) for name in NAMES for n in range(6)
     for chosen in itertools.combinations((*SWITCHES.get(name, ()), "scenes", "runlocal"), n)]
@@ -37,7 +38,7 @@ def batch_of(config, size=2):
     side = config.model.input_size[0]
     batch |= {"boxes": shape(slots, 4), "box_labels": shape(slots, dtype=jnp.int32), "task_id": shape(dtype=jnp.int32),
               "valid_size": shape(2, dtype=jnp.int32), "masks": shape(slots, height, width, dtype=jnp.uint8),
-              "box_masks": shape(slots, side, side, dtype=jnp.uint8)}
+              "box_masks": shape(slots, side, side, dtype=jnp.uint8), "keypoints": shape(slots, 17, 3)}
   return batch
 
 

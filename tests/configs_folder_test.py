@@ -54,6 +54,7 @@ EXPECTED = {
     "ait/semantic": {"tokenizers.semantics.model.classes": 10, "semantic_val.metric.num_classes": 10},
     "ait/vqvae_semantic": {"model.classes": 10},
     "ait/instances": {"model.vocabulary.num_classes": 5},
+    "ait/keypoints": {"model.vocabulary.num_classes": 5, "object_val.metric.person": 5},
     "mad/r50": {"sequences.classes": 5, "objects_val.metric.person": 5, "sequences.joints": 17},
 }
 

@@ -268,7 +268,7 @@ def test_images_are_padded_to_the_canvas():
 
 @pytest.mark.parametrize(("tasks", "change", "message"), [
     (("depth",), dict(solver=dict(tasks=("deth",))), "unknown task 'deth'; did you mean 'depth'"),
-    (("instances", "detection"), {}, "not both of instances, detection"),
+    (("instances", "detection"), {}, "no two of instances, detection"),
     (("depth",), dict(tokenizers={}), "config.tokenizers: 'depth' is missing"),
     (("depth",), dict(solver=dict(paralel=True)), "unknown field 'paralel'"),
     (("instances",), dict(solver=dict(tasks=("instances",), num_objects=9)), "30 positions, but a sequence has 81")])

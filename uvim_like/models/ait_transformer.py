@@ -231,7 +231,8 @@ class Transformer(nn.Module):
     vocab_size: V.
     width: D.
     num_encoder_layers, num_decoder_layers, num_heads, mlp_dim: sizes.
-    num_tasks: rows of the task and position embeddings (0 detection, 1 instances, 2 depth, 3 semantics).
+    num_tasks: rows of the task and position embeddings (0 detection, 1 instances, 2 depth, 3 semantics, 4
+      keypoints, which the release does not have).
     max_len: positions of the decoder; 100 objects of 21 tokens.
     parallel: has the token that stands at every dense position (AiT-P).
     masked: every position sees the whole sequence, in which that token stands for what is hidden (`fill_in`).

@@ -1,19 +1,22 @@
 """AiT's one vocabulary (arXiv 2301.02229, section 3.2; released code): which rows mean what, and boxes as rows.
 
 In order: coordinate bins, classes, a reserved row, the noise class, codes of masks, depth and other maps. Task tokens
-and the parallel token are parameters of their own, no rows.
+and the parallel token are parameters of their own, no rows. Joints are rows of coordinates, as boxes are.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from uvim_like import joints
 
 Array = jax.Array
 BOX = 4  # tokens of a box: x0, y0, x1, y1
-_SWAPPED = np.array([1, 0, 3, 2])  # y0, x0, y1, x1 <-> x0, y0, x1, y1
-TASK_IDS = {"detection": 0, "instances": 1, "depth": 2, "semantics": 3}  # row of the task and position embeddings
+JOINTS = 2 * len(joints.NAMES)  # tokens of a person's joints: x, y of each
+# Row of the task and position embeddings; the release has the first four, the last is our own task.
+TASK_IDS = {"detection": 0, "instances": 1, "depth": 2, "semantics": 3, "keypoints": 4}
+RELEASED_TASKS = 4
 
 
 class Range(NamedTuple):
@@ -73,7 +76,7 @@ class Vocabulary(NamedTuple):
 
 
 def box_tokens(boxes: Array, vocabulary: Vocabulary, norm: float) -> Array:
-  """Pixels (…, 4) to bins: round(pixels / norm * num_bins), clamped to the table; int32."""
+  """Pixels (…) to bins: round(pixels / norm * num_bins), clamped to the table; int32."""
   bins = jnp.round(boxes / norm * vocabulary.num_bins)
   return jnp.clip(bins, 0, vocabulary.num_bins).astype(jnp.int32)
 
@@ -83,13 +86,13 @@ def box_pixels(tokens: Array, vocabulary: Vocabulary, norm: float) -> Array:
   return tokens * (norm / vocabulary.num_bins)
 
 
-def to_pixels(boxes: Array, canvas: tuple[int, int]) -> Array:
-  """Boxes (…, 4) [y0, x0, y1, x1] in fractions of a canvas (H, W) to [x0, y0, x1, y1] in its pixels."""
-  height, width = canvas
-  return boxes[..., _SWAPPED] * jnp.asarray([width, height, width, height], jnp.float32)
+def to_pixels(points: Array, canvas: tuple[int, int]) -> Array:
+  """Points (…, 2 n) [y0, x0, y1, x1, …] in fractions of a canvas (H, W) to [x0, y0, x1, y1, …] in its pixels."""
+  pairs = points.reshape(*points.shape[:-1], -1, 2)[..., ::-1]
+  return (pairs * jnp.asarray(canvas[::-1], jnp.float32)).reshape(points.shape)
 
 
-def to_fractions(boxes: Array, canvas: tuple[int, int]) -> Array:
+def to_fractions(points: Array, canvas: tuple[int, int]) -> Array:
   """The inverse of `to_pixels`."""
-  height, width = canvas
-  return (boxes / jnp.asarray([width, height, width, height], jnp.float32))[..., _SWAPPED]
+  pairs = points.reshape(*points.shape[:-1], -1, 2) / jnp.asarray(canvas[::-1], jnp.float32)
+  return pairs[..., ::-1].reshape(points.shape)

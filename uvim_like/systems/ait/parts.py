@@ -15,15 +15,15 @@ from uvim_like.models.ait_transformer import Transformer
 from uvim_like.models.ait_vqvae import Model as Tokenizer
 from uvim_like.models.backbones import make_backbone
 from uvim_like.systems.ait import vqvae
-from uvim_like.systems.ait.ait_vocab import BOX, TASK_IDS, Range, Vocabulary
+from uvim_like.systems.ait.ait_vocab import BOX, JOINTS, RELEASED_TASKS, TASK_IDS, Range, Vocabulary
 from uvim_like.systems.base import Vars
 from uvim_like.systems.fields import DTYPES, build
 
 Array = jax.Array
 MAPS = ("depth", "semantics")      # tasks that write one dense map
-OBJECTS = ("instances", "detection")
+OBJECTS = ("instances", "detection", "keypoints")
 TOKENIZERS = {"depth": "depth", "semantics": "semantic_segmentation", "instances": "instance_segmentation"}
-# Means and deviations of ImageNet's colours, 0..255 (detection and instances; the depth recipe scales to [0, 1] only).
+# Means and deviations of ImageNet's colours, 0..255 (all tasks but depth, whose recipe scales to [0, 1] only).
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -31,8 +31,8 @@ class Options(NamedTuple):
   """The config's `solver` block.
 
   Attributes:
-    tasks: any of "depth", "semantics", and one of "instances" and "detection"; with several the batch's "task_id"
-      counts them in this order.
+    tasks: any of "depth", "semantics", and one of "instances", "detection" and "keypoints"; with several the batch's
+      "task_id" counts them in this order.
     parallel: AiT-P: every dense position reads the same learned token.
     masked: a map's tokens are learned from the others, all or some hidden (as MAD's), and decoded in stages.
     num_objects: Q, slots of a sequence.
@@ -90,7 +90,9 @@ class Parts(NamedTuple):
   @property
   def object_len(self) -> int:
     """Tokens of one object."""
-    return BOX + 1 + (self.tokenizers["instances"].code_len if "instances" in self.options.tasks else 0)
+    if "instances" in self.options.tasks:
+      return BOX + 1 + self.tokenizers["instances"].code_len
+    return BOX + 1 + (JOINTS if "keypoints" in self.options.tasks else 0)
 
   @property
   def map_size(self) -> tuple[int, int]:
@@ -132,6 +134,7 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
   options = options._replace(tasks=check_tasks(options.tasks))
   check_form(options)
   fields |= {"vocab_size": vocabulary.size, "parallel": options.parallel, "masked": options.masked}
+  fields.setdefault("num_tasks", max(RELEASED_TASKS, *(TASK_IDS[task] + 1 for task in options.tasks)))
   head = build(Transformer, fields, {"remat": config.get("remat")}, where="config.model")
   parts = Parts(backbone, head, vocabulary, make_tokenizers(config, options.tasks), options, input_size)
   check_sizes(parts)
@@ -147,13 +150,13 @@ def named(kind: type, values: Mapping[str, Any], *, where: str) -> Any:
 
 
 def check_tasks(tasks: tuple[str, ...] | str) -> tuple[str, ...]:
-  """The tasks as a tuple; UserError for an unknown one, none, or two forms of the same objects."""
+  """The tasks as a tuple; UserError for an unknown one, none, or several forms of the same objects."""
   tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
   for task in tasks:
     if task not in TASK_IDS:
       raise unknown("task", str(task), TASK_IDS, where="config.solver.tasks")
-  if not tasks or set(OBJECTS) <= set(tasks) or len(set(tasks)) < len(tasks):
-    raise UserError(f"config.solver.tasks: {tasks}; different ones are needed, and not both of {', '.join(OBJECTS)}")
+  if not tasks or len(set(OBJECTS) & set(tasks)) > 1 or len(set(tasks)) < len(tasks):
+    raise UserError(f"config.solver.tasks: {tasks}; different ones are needed, and no two of {', '.join(OBJECTS)}")
   return tasks
 
 
@@ -197,6 +200,9 @@ def check_sizes(parts: Parts) -> None:
   if any(small > large for small, large in zip(parts.map_size, parts.input_size)):
     raise UserError(f"config.solver.map_size: {parts.map_size} is larger than config.model.input_size "
                     f"{parts.input_size}")
+  row = max(TASK_IDS[task] for task in options.tasks)
+  if row >= parts.head.num_tasks:
+    raise UserError(f"config.model.num_tasks: {parts.head.num_tasks}, but the tasks need {row + 1} rows; leave it out")
   longest = max(map(parts.length, options.tasks))
   if longest > parts.head.max_len:
     raise UserError(f"config.model.max_len: {parts.head.max_len} positions, but a sequence has {longest} tokens")
@@ -234,9 +240,9 @@ def normalize(batch: Mapping[str, Array], task: Array, *, standardize: bool) -> 
   """Images (B, H, W, 3) in [-1, 1] as each task's recipe wants them; the padding of the canvas becomes 0."""
   image = batch["image"]
   unit = (image + 1) / 2
-  objects = (task == TASK_IDS["instances"]) | (task == TASK_IDS["detection"]) | (task == TASK_IDS["semantics"])
   coloured = (255 * unit - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-  out = jnp.where(objects[:, None, None, None] | standardize, coloured, unit)
+  plain = (task == TASK_IDS["depth"]) & (not standardize)
+  out = jnp.where(plain[:, None, None, None], unit, coloured)
   size = valid_size(batch)
   rows, columns = (jnp.arange(side) < size[:, axis, None] for axis, side in enumerate(image.shape[1:3]))
   return jnp.where((rows[:, :, None] & columns[:, None])[..., None], out, 0.0)

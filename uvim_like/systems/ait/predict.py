@@ -1,7 +1,7 @@
 """Inference of AiT's solver: encode the image, write tokens (step by step or at once), turn them into the task's
 outputs.
 
-B images, L tokens of a map, Q objects, T tokens of a mask, S its side.
+B images, L tokens of a map, Q objects, T tokens of a mask, S its side, J joints.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from uvim_like.decoding import autoregressive, masked, objects, parallel
 from uvim_like.decoding import soft as soft_tokens
 from uvim_like.errors import UserError, unknown
-from uvim_like.systems.ait.ait_vocab import BOX, TASK_IDS, box_pixels, to_fractions
+from uvim_like.systems.ait.ait_vocab import BOX, JOINTS, TASK_IDS, box_pixels, to_fractions
 from uvim_like.systems.ait.parts import OBJECTS, Parts, decode_maps, normalize
 from uvim_like.systems.base import Vars
 
@@ -111,7 +111,8 @@ def write_map(variables: Vars, memory: Array, ids: Array, task: str, key: Array,
 
 def write_objects(variables: Vars, memory: Array, ids: Array, task: str, key: Array, *, parts: Parts, decode: str,
                   soft_feedback: bool, temperature: float, top_p: float) -> dict[str, objects.Written]:
-  """{"box" (B, Q, 4), "class" (B, Q, 1), "mask" (B, Q, T)}: tokens counted from the start of their own rows."""
+  """{"box" (B, Q, 4), "class" (B, Q, 1), "mask" (B, Q, T) or "joints" (B, Q, 2 J)}: tokens counted from the start of
+  their own rows."""
   call = head_call(variables, parts)
   vocabulary, slots = parts.vocabulary, parts.options.num_objects
   dense = "parallel" if decode == "parallel" else "soft" if soft_feedback else "hard"
@@ -121,6 +122,9 @@ def write_objects(variables: Vars, memory: Array, ids: Array, task: str, key: Ar
   if task == "instances":
     codes = parts.tokenizers["instances"].code_len
     groups.append(objects.Group("mask", codes, *vocabulary.masks, feedback=dense, keep_logits=True))
+  if task == "keypoints":  # coordinates as those of the box: chosen ones are fed back
+    groups.append(objects.Group("joints", JOINTS, *vocabulary.coordinates,
+                                feedback="parallel" if dense == "parallel" else "hard"))
   decoder = objects.Decoder(
       step=lambda x, position, cache: call(x, ids, position, cache, method="step"),
       logits=functools.partial(call, method="logits"), embed=functools.partial(call, method="embed"),
@@ -185,7 +189,8 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     stages, order, combine: of masked decoding, see `decoding.masked.decode`.
 
   Returns:
-    {"depth"}, {"semantics"}, or {"boxes", "scores", "classes"} and, with masks, "masks" (B, Q, S, S) inside the boxes.
+    {"depth"}, {"semantics"}, or {"boxes", "scores", "classes"} and "masks" (B, Q, S, S) inside the boxes, or
+    "keypoints" (B, Q, J, 3).
   """
   task = which(task, parts)
   soft_feedback = (decode or trained_form(parts)) == "ar" if soft_feedback is None else soft_feedback
@@ -243,18 +248,23 @@ def in_windows(draw, image: Array, *, windows: int, flip: bool) -> Array:
 
 def to_objects(written: Mapping[str, objects.Written], frozen: Any, *, parts: Parts, soft: bool,
                tau: float) -> dict[str, Array]:
-  """Tokens of objects as boxes in fractions of the canvas, scores, classes 1..C and masks inside the boxes.
+  """Tokens of objects as boxes in fractions of the canvas, scores, classes 1..C, and masks inside the boxes or joints.
 
   The score is the chosen class's share of all classes and noise together. Masks are about 0 to 1, but not clipped: the
-  contour at one half is interpolated between the decoder's own values.
+  contour at one half is interpolated between the decoder's own values. Joints are (y, x, 1) in fractions of the canvas:
+  every one is placed, and none is said to be hidden.
   """
   vocabulary, options = parts.vocabulary, parts.options
   classes = written["class"].tokens[..., 0]
   logits = written["class"].logits[..., 0, :]
   legal = jnp.concatenate([logits[..., :vocabulary.num_classes], logits[..., -1:]], axis=-1)
   scores = jnp.take_along_axis(soft_tokens.mixture(legal), classes[..., None], axis=-1)[..., 0]
-  boxes = box_pixels(written["box"].tokens, vocabulary, options.box_norm)
-  out = {"boxes": jnp.clip(to_fractions(boxes, parts.input_size), 0.0, 1.0), "scores": scores, "classes": classes + 1}
+  place = lambda tokens: jnp.clip(  # noqa: E731
+      to_fractions(box_pixels(tokens, vocabulary, options.box_norm), parts.input_size), 0.0, 1.0)
+  out = {"boxes": place(written["box"].tokens), "scores": scores, "classes": classes + 1}
+  if "joints" in written:
+    points = place(written["joints"].tokens).reshape(*classes.shape, -1, 2)
+    out["keypoints"] = jnp.concatenate([points, jnp.ones_like(points[..., :1])], axis=-1)
   if "mask" not in written:
     return out
   model, group = parts.tokenizers["instances"], written["mask"]

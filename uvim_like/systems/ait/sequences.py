@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from uvim_like.ops.roi import roi_masks
 from uvim_like.systems.ait import noise_boxes
-from uvim_like.systems.ait.ait_vocab import BOX, Vocabulary, box_tokens, to_pixels
+from uvim_like.systems.ait.ait_vocab import BOX, JOINTS, Vocabulary, box_tokens, to_pixels
 
 Array = jax.Array
 IGNORED = -1
@@ -25,7 +25,7 @@ class Sequence(NamedTuple):
     inputs: (B, L) int32 tokens that teach; the decoder reads all but the last, shifted by one.
     targets: (B, L) int32 tokens to write, IGNORED where nothing is asked.
     weights: (B, L) of the cross entropy.
-    dense: (B, L) bool, tokens of maps: the parallel decoder does not see them.
+    dense: (B, L) bool, tokens of maps and joints: the parallel decoder does not see them.
   """
   inputs: Array
   targets: Array
@@ -42,6 +42,17 @@ class Objects(NamedTuple):
   """
   masks: Array
   real: Array
+
+
+class Joints(NamedTuple):
+  """Coordinates of the slots' joints.
+
+  Attributes:
+    tokens: (B, Q, 34) bins, x and y of each joint.
+    labelled: (B, Q, 34) bool, those that the data knows.
+  """
+  tokens: Array
+  labelled: Array
 
 
 def of_map(codes: Array, start: int) -> Sequence:
@@ -90,10 +101,24 @@ def masks_of(slots: noise_boxes.Slots, batch: Mapping[str, Array], *, side: int)
   return jnp.where((slots.source >= 0)[..., None, None], crops, 0.0)
 
 
+def joints_of(slots: noise_boxes.Slots, batch: Mapping[str, Array], *, vocabulary: Vocabulary, norm: float) -> Joints:
+  """Joints of the slots' objects, from "keypoints" (B, N, 17, 3), (y, x, visibility) in fractions of the canvas.
+
+  Where nothing is labelled (visibility 0, other things than persons, boxes of nothing) the decoder reads the middle of
+  the box.
+  """
+  points = jax.vmap(lambda points, source: points[jnp.maximum(source, 0)])(batch["keypoints"], slots.source)
+  labelled = (points[..., 2:] > 0) & (slots.source >= 0)[..., None, None]  # (B, Q, J, 1)
+  middle = (slots.boxes[..., :2] + slots.boxes[..., 2:]) / 2
+  places = jnp.where(labelled, to_pixels(points[..., :2], batch["image"].shape[1:3]), middle[..., None, :])
+  tokens = box_tokens(places, vocabulary, norm).reshape(*slots.source.shape, JOINTS)
+  return Joints(tokens, jnp.repeat(labelled[..., 0], 2, axis=-1))
+
+
 def of_objects(slots: noise_boxes.Slots, keys: Array, codes: Array | None, *, vocabulary: Vocabulary, norm: float,
-               mask_weight: float = 1.0, corrupt: bool = True) -> Sequence:
-  """Five tokens a slot, and those of its mask: every coordinate, class and code of what is real, the class alone of
-  noise.
+               mask_weight: float = 1.0, corrupt: bool = True, joints: Joints | None = None) -> Sequence:
+  """Five tokens a slot, and those of its mask or joints: every coordinate, class and code of what is real, the class
+  alone of noise.
 
   Args:
     slots: (B, Q, …).
@@ -101,20 +126,26 @@ def of_objects(slots: noise_boxes.Slots, keys: Array, codes: Array | None, *, vo
     codes: (B, Q, T) words of the masks, or None for boxes and classes alone.
     vocabulary: rows.
     norm: pixels that the coordinate table spans.
-    mask_weight: of the cross entropy of mask codes.
+    mask_weight: of the cross entropy of mask codes; that of joints counts as the box's.
     corrupt: let the decoder read false classes, as the release does at every object; else the true ones.
+    joints: in place of codes; only labelled ones are asked for.
   """
   corners = box_tokens(slots.boxes, vocabulary, norm)
   true = class_tokens(slots.classes, vocabulary)
   seen = slots.classes if not corrupt else jax.vmap(lambda key: noise_boxes.corrupt_classes(
       key, slots.classes.shape[1], num_classes=vocabulary.num_classes))(keys)
   seen = class_tokens(seen, vocabulary)
-  masks = jnp.zeros((*true.shape, 0), jnp.int32) if codes is None else codes.astype(jnp.int32) + vocabulary.masks.start
-  inputs = jnp.concatenate([corners, seen[..., None], masks], axis=-1)
-  targets = object_targets(jnp.concatenate([corners, true[..., None], masks], axis=-1), slots.real)
+  if joints is not None:
+    more, asked = joints.tokens, jnp.where(joints.labelled, joints.tokens, IGNORED)
+  else:
+    more = jnp.zeros((*true.shape, 0), jnp.int32) if codes is None else codes.astype(jnp.int32) + vocabulary.masks.start
+    asked = more
+  inputs = jnp.concatenate([corners, seen[..., None], more], axis=-1)
+  targets = object_targets(jnp.concatenate([corners, true[..., None], asked], axis=-1), slots.real)
   dense = jnp.broadcast_to(jnp.arange(inputs.shape[-1]) > BOX, inputs.shape)
+  weights = jnp.where(dense, mask_weight if joints is None else 1.0, 1.0)
   flat = lambda x: x.reshape(x.shape[0], -1)  # noqa: E731
-  return Sequence(flat(inputs), flat(targets), flat(jnp.where(dense, mask_weight, 1.0)), flat(dense))
+  return Sequence(flat(inputs), flat(targets), flat(weights), flat(dense))
 
 
 def class_tokens(classes: Array, vocabulary: Vocabulary) -> Array:

@@ -1,5 +1,5 @@
-"""AiT stage II: one encoder-decoder writes depth, semantics, boxes and masks as tokens (arXiv 2301.02229, section
-3.2)."""
+"""AiT stage II: one encoder-decoder writes depth, semantics, boxes, masks and joints as tokens (arXiv 2301.02229,
+section 3.2)."""
 
 import functools
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from uvim_like.decoding import masked
 from uvim_like.errors import UserError
 from uvim_like.models.ait_transformer import INIT_STD, sine_positions
 from uvim_like.systems.ait import losses, predict, sequences, vqvae
-from uvim_like.systems.ait.ait_vocab import TASK_IDS
+from uvim_like.systems.ait.ait_vocab import JOINTS, TASK_IDS
 from uvim_like.systems.ait.parts import (
   MAPS,
   Parts,
@@ -181,15 +181,20 @@ def object_targets(key: Array, batch: Batch, frozen: Any, *, parts: Parts
   """Sequences of objects (B, L), and with masks what their auxiliary loss needs."""
   options = parts.options
   slots, keys = sequences.place_objects(key, batch, valid_size(batch), slots=options.num_objects)
-  codes, objects = None, None
+  codes, objects, joints = None, None, None
   if "instances" in options.tasks:
     model = parts.tokenizers["instances"]
     masks = sequences.masks_of(slots, batch, side=model.input_size[0])
     codes = encode_maps(frozen, "instances", masks.reshape(-1, *masks.shape[2:], 1), parts=parts)
     codes = codes.reshape(*masks.shape[:2], -1)
     objects = sequences.Objects(masks, slots.real)
+  if "keypoints" in options.tasks:
+    if "keypoints" not in batch or batch["keypoints"].shape[2:] != (JOINTS // 2, 3):
+      raise UserError(f"config.solver.tasks: keypoints need 'keypoints' of {JOINTS // 2} joints in the batch; "
+                      "pp_train makes them by instances(keypoints=True) and must keep them")
+    joints = sequences.joints_of(slots, batch, vocabulary=parts.vocabulary, norm=options.box_norm)
   sequence = sequences.of_objects(slots, keys, codes, vocabulary=parts.vocabulary, norm=options.box_norm,
-                                  mask_weight=options.mask_weight, corrupt=options.noise)
+                                  mask_weight=options.mask_weight, corrupt=options.noise, joints=joints)
   if not options.noise:
     empty = ~jnp.repeat(slots.real, parts.object_len, axis=1)
     sequence = sequence._replace(targets=jnp.where(empty, sequences.IGNORED, sequence.targets))
