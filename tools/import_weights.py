@@ -58,7 +58,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Any]:
                       "its initial value. With --from=hf the source is always a backbone")
   parser.add_argument("--resample", action="store_true", help=f"with {' or '.join(RESAMPLING)}: resize position tables "
                       "that were made for another window or grid; else they are mis-shaped")
-  parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
   flags = parser.parse_args(rest)
   for value, choices, flag in ((flags.format, READERS, "--from"), (flags.part, PARTS, "--part")):
     if value not in choices:

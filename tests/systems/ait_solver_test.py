@@ -114,8 +114,8 @@ def test_an_aligned_start_has_wider_weights_one_kernel_for_queries_and_keys_and_
     if name not in ("dec_embed", "decoder/block0/cross/key/kernel"):
       factors[name.rpartition("/")[2]] = float(np.max(b / a))
   assert factors["scale"] == factors["bias"] == 1 and factors["kernel"] == pytest.approx(width ** -0.5 / 0.02)
-  with pytest.raises(UserError, match=r"config.solver.aligned: the code of depth is \(2, 3\)"):
-    solver.aligned(old, (4, 6), parts=parts)
+  halved = solver.aligned(old, (1, 6), parts=parts)["dec_embed"][2, :6]   # two rows of three tokens over one row of six
+  np.testing.assert_array_equal(halved, np.asarray(sine_positions((1, 6), width))[[1, 3, 5, 1, 3, 5]])
 
 
 def test_standardized_depth_images_are_those_of_other_tasks():

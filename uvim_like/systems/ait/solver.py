@@ -74,18 +74,15 @@ def aligned(params: Mapping[str, Any], grid: tuple[int, int], *, parts: Parts) -
     params: of the transformer.
     grid: (h, w) of the memory.
     parts: networks and options.
-
-  Raises:
-    UserError: a map's code has another grid.
   """
   widen = parts.head.width ** -0.5 / INIT_STD
   out = unflatten_names({name: leaf if name.endswith(("/scale", "/bias")) else leaf * widen
                          for name, leaf in flatten_names(params)})
   for task in set(parts.options.tasks) & set(MAPS):
-    if parts.map_grid(task) != tuple(grid):
-      raise UserError(f"config.solver.aligned: the code of {task} is {parts.map_grid(task)}, the image's features are "
-                      f"{tuple(grid)}; both must be equal")
-    positions = sine_positions(grid, parts.head.width)
+    # The memory's cell under the middle of each token's.
+    rows, columns = (((jnp.arange(count) + 0.5) * side / count).astype(jnp.int32)
+                     for count, side in zip(parts.map_grid(task), grid))
+    positions = sine_positions(grid, parts.head.width)[(rows[:, None] * grid[1] + columns).ravel()]
     out["dec_embed"] = out["dec_embed"].at[TASK_IDS[task], :len(positions)].set(positions)
   for block in out["decoder"].values():
     block["cross"]["key"]["kernel"] = block["cross"]["query"]["kernel"]
