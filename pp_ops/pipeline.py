@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pp_ops import bad_examples, builder, mixture
+from pp_ops import bad_examples, builder, mixture, stand_in
 from pp_ops.registry import SEED
 from pp_ops.source import Source
 from pp_ops.sources import open_source
@@ -87,6 +87,32 @@ def check(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
       raise builder.at(text, len(text.rstrip()),
                        f"the string does not put out '{key}'; {suggest(key, prepared.specs)}")
   return prepared.specs
+
+
+def batch_specs(*, dataset: str, split: str, pp: str, data_dir: str | None = None,
+                pp_modules: Sequence[str] | None = None, at_hand: bool = True) -> dict[str, tf.TensorSpec]:
+  """Of one row of the batches of `train_batches`, of mixtures too: key -> spec; reads no data.
+
+  Args:
+    dataset, split, pp, data_dir, pp_modules: as there.
+    at_hand: False: the datasets are not opened, their features are those of `stand_in`.
+
+  Raises:
+    UserError: as `prepare`; parts of a mixture that disagree.
+  """
+  def specs(dataset, split, pp, data_dir):
+    if at_hand:
+      return prepare(dataset=dataset, split=split, pp=pp, data_dir=data_dir, pp_modules=pp_modules).specs
+    program = builder.compile_string(stand_in.text_model(pp), pp_modules)
+    found = builder.output_specs(program, stand_in.features(dataset))
+    _check_batchable(program, found)
+    return found
+
+  if not mixture.is_mixture(dataset):
+    return specs(dataset, split, pp, data_dir)
+  mixed = mixture.parts(dataset, split, pp, data_dir=data_dir)
+  joint = mixture.joint_specs(mixed, [specs(**_place(part)) for part in mixed])
+  return joint | {mixture.TASK: tf.TensorSpec([], tf.int32)}
 
 
 def num_examples(*, dataset: str, split: str, data_dir: str | None = None) -> int:

@@ -14,8 +14,8 @@ from uvim_like import scenes
 _CACHED_EXAMPLES = 20_000   # 25 KB each at 64 px, 100 KB at 128 px with image and panoptic labels alone
 
 
-def feature_specs(size: int) -> Specs:
-  """Features of `scenes` at `size` pixels: panoptic ones as in coco/2017_panoptic, depth as in nyu_depth_v2."""
+def feature_specs(size: int | None) -> Specs:
+  """Features of `scenes` at `size` pixels (None: any): panoptic ones as in coco/2017_panoptic, depth as in nyu_depth_v2."""
   shapes = {
       "image": ((size, size, 3), tf.uint8), "image/id": ((), tf.int64), "image/filename": ((), tf.string),
       "depth": ((size, size), tf.float16), "normals": ((size, size, 3), tf.uint8),

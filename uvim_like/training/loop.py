@@ -81,16 +81,17 @@ def train(run: Run, state: TrainState, batches: Iterator[Batch], evaluators: lis
   """
   config, start = run.config, int(state.step)
   about = metadata(run)
-  step = None
+  step = flops = None
+  peak = logs.peak_flops(run.mesh.devices.flat[0].device_kind)
   if start < run.total_steps:
     host = next(batches)
     batch = to_devices(run, host)
     began = time.perf_counter()
-    step, flops = setup.compile_step(run, state, batch)
+    step = setup.compile_step(run, state, batch)
+    flops = setup.step_flops(run, state, batch) if peak else None
     compiled = f"compiled the training step in {time.perf_counter() - began:.1f} s"
-  peak = logs.peak_flops(run.mesh.devices.flat[0].device_kind)
   with logs.Logger(workdir, total_steps=run.total_steps, batch_size=config.batch_size, resume_step=start,
-                   flops_per_step=flops if step else None, peak=peak and peak * run.mesh.size,
+                   flops_per_step=flops, peak=peak and peak * run.mesh.size,
                    active=jax.process_index() == 0) as logger:
     for evaluator in unfinished(evaluators, workdir, start, last=start == run.total_steps) if start else ():
       evaluate(evaluator, state, start, logger)

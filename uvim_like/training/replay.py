@@ -62,7 +62,7 @@ def replay(run: Run, state: TrainState, batches: Iterator[Batch], *, number: int
     say: told when steps have to be made again.
   """
   host = next(batches)
-  step, _ = setup.compile_step(run, state, loop.to_devices(run, host))
+  step = setup.compile_step(run, state, loop.to_devices(run, host))
   if (between := number - 1 - int(state.step)) > 0:
     say(f"making {between} steps again, from {int(state.step)} on")
   while int(state.step) < number - 1:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +58,8 @@ def make_system(config: Mapping[str, Any]) -> System:
   return module.make(config)
 
 
-def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], system: System | None = None) -> Run:
+def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], system: System | None = None,
+            devices: Sequence[jax.Device] | None = None, in_shapes: bool = False) -> Run:
   """Builds a run from a config and one batch of the data, in shapes only: nothing is trained or compiled yet.
 
   Args:
@@ -66,11 +67,13 @@ def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], 
     num_examples: in the training split.
     batch: this process's part of a batch.
     system: made before, else made here.
+    devices: of the mesh; default all.
+    in_shapes: leave the frozen stage and the key in shapes too, for a step that is compiled and never run.
 
   Raises:
     UserError: whatever does not fit; see `make_system`, `optim.make`, `sharding`.
   """
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, devices=devices)
   sharding.check_batch_size(config.batch_size, mesh, grad_accum_steps=config.grad_accum_steps)
   system = system or make_system(config)
   shapes = global_shapes(batch, config.batch_size)
@@ -79,9 +82,13 @@ def prepare(config: Any, *, num_examples: int, batch: Mapping[str, np.ndarray], 
   tx, rates = optim.make(config, variables.params, total_steps=total_steps)
   init = functools.partial(step.start_from, tx=tx, ema_decay=config.ema_decay)
   abstract = jax.eval_shape(init, variables)
-  return Run(config, mesh, system, place_frozen(system.frozen, mesh, config), tx, rates, total_steps,
-             sharding.state_shardings(mesh, abstract, config.sharding), abstract,
-             jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))())
+  make_key, everywhere = functools.partial(jax.random.key, config.seed), sharding.replicated(mesh)
+  if in_shapes:
+    frozen, key = sharding.placed_shapes((system.frozen, jax.eval_shape(make_key)), everywhere)
+  else:
+    frozen, key = place_frozen(system.frozen, mesh, config), jax.jit(make_key, out_shardings=everywhere)()
+  return Run(config, mesh, system, frozen, tx, rates, total_steps,
+             sharding.state_shardings(mesh, abstract, config.sharding), abstract, key)
 
 
 def shapes_of(system: System, batch: Mapping[str, jax.ShapeDtypeStruct], config: Any) -> Any:
@@ -156,8 +163,8 @@ def init_state(run: Run, batch: Mapping[str, np.ndarray]) -> tuple[step.TrainSta
   return start(variables), report
 
 
-def compile_step(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> tuple[Callable, float | None]:
-  """The compiled training step and its floating point operations (None where they are not needed: on CPU)."""
+def step_function(run: Run) -> Callable:
+  """The training step as a function of (state, frozen, batch, key), traced for the run's mesh."""
   function = functools.partial(step.train_step, system=run.system, tx=run.tx,
                                accumulate=run.config.grad_accum_steps, ema_decay=run.config.ema_decay,
                                skip_nonfinite=bool(run.config.skip_nonfinite))
@@ -166,12 +173,19 @@ def compile_step(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> tuple
     with use_mesh(run.mesh):
       return function(state, frozen, batch, key)
 
+  return on_mesh
+
+
+def compile_step(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> jax.stages.Compiled:
+  """The compiled training step; state and batch may be shapes with their shardings."""
   platform = run.mesh.devices.flat[0].platform
-  jitted = jax.jit(on_mesh, donate_argnums=0, out_shardings=(run.shardings, sharding.replicated(run.mesh)))
-  arguments = state, run.frozen, batch, run.key
-  compiled = jitted.lower(*arguments).compile(compiler_options=COMPILER_OPTIONS.get(platform))
-  flops = count_flops(on_mesh, *arguments) if logs.peak_flops(run.mesh.devices.flat[0].device_kind) else None
-  return compiled, flops
+  jitted = jax.jit(step_function(run), donate_argnums=0, out_shardings=(run.shardings, sharding.replicated(run.mesh)))
+  return jitted.lower(state, run.frozen, batch, run.key).compile(compiler_options=COMPILER_OPTIONS.get(platform))
+
+
+def step_flops(run: Run, state: Tree, batch: Mapping[str, jax.Array]) -> float:
+  """Floating point operations of a training step over the whole mesh."""
+  return count_flops(step_function(run._replace(mesh=None)), state, run.frozen, batch, run.key)
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:

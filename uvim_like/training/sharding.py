@@ -105,6 +105,13 @@ def place(tree: Tree, shardings: Tree) -> Tree:
   return jax.tree.map(put, tree, shardings)
 
 
+def placed_shapes(tree: Tree, shardings: Tree) -> Tree:
+  """Arrays or shapes as shapes with their places; `shardings` is a tree like it, or one for all."""
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings)
+
+
 def to_host(tree: Tree, mesh: Mesh) -> Tree:
   """Arrays over the mesh as numpy arrays, whole, in every process."""
   if jax.process_count() > 1:
