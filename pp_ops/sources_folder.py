@@ -106,7 +106,11 @@ class FileSource(Source):
 
   def fetch(self, index: int, keys: Collection[str]) -> dict[str, Any]:
     files, stem = self._find(index)
-    raw = {k: self._fetch_one(files, stem, k) for k in keys}
+    try:
+      raw = {k: self._fetch_one(files, stem, k) for k in keys}
+    except KeyError:   # a file without its partner, of which only those are told who want it
+      self.check(keys)
+      raise
     maps = {k: raw[k].shape[:2] for k in keys if k in self._kinds}
     if maps:
       measure = pictures.upright_size if self._upright else pictures.image_size
