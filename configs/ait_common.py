@@ -213,7 +213,7 @@ def object_pp(arg: mlc.ConfigDict, *, train: bool, raw: bool = False, masks: boo
                      common.keep(*keys))
 
 
-def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, joints: bool, slots: int,
+def object_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, masks: bool, joints: bool = False, slots: int,
                 canvas: int) -> None:
   """Dataset, splits, preprocessing and COCO's average precision."""
   if arg.scenes:
