@@ -26,13 +26,13 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 ARGUMENTS = {
     "uvim": ("", "runlocal", "scenes", "singlehost", "released=False", "res=256"),
     "ait": ("", "runlocal", "scenes"),
-    "mad": ("", "runlocal", "scenes", "code", "task=masks", "task=captions"),
+    "mad": ("", "runlocal", "scenes", "task=masks", "task=captions"),
     "polymax": ("", "runlocal", "scenes", "per_pixel", "phase=pretrain", "phase=pretrain,runlocal",
                 "phase=pretrain,per_pixel", "res=513", "phase=pretrain,res=257"),
 }
 SWITCHES = {"ait/depth": ("large", "parallel", "masked", "wosoft"), "ait/instances": ("parallel", "wosoft"),
             "ait/semantic": ("parallel",), "ait/vqvae_depth": ("ratio=16",),
-            "mad/r50": ("parallel", "one_stage"), "mad/swin_b": ("second_drop",)}
+            "mad/r50": ("parallel", "one_stage", "code"), "mad/swin_b": ("second_drop", "code"), "mad/vit_b": ("code",)}
 NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.py"))
 RECIPES = [(name, arg) for name in NAMES for arg in (*ARGUMENTS[name.partition("/")[0]], *SWITCHES.get(name, ()))
            if (name, "per_pixel" in arg) != ("polymax/panoptic", True)]
