@@ -169,4 +169,4 @@ def test_values_are_literals(text):
     value = configs.parse_value(text, None)
   except UserError:
     return
-  assert repr(value) == repr(ast.literal_eval(text)) or isinstance(value, str)
+  assert isinstance(value, str) or repr(value) == repr(ast.literal_eval(text))

@@ -112,9 +112,9 @@ def test_a_map_smaller_than_the_canvas_is_predicted():
   size = model.network_size((80, 112), config=config, view=view, max_side=1281)
   system = setup.make_system(config)
   batch = {"image": np.zeros((1, *size, 3), np.float32)}
-  found = jax.eval_shape(lambda key: system.predict[view.pred](
-      system.init(key, {"image": np.zeros((1, 56, 56, 3), np.float32)}), system.frozen, batch, key, **view.options),
-                         jax.random.key(0))
+  found = jax.eval_shape(lambda key, frozen: system.predict[view.pred](
+      system.init(key, {"image": np.zeros((1, 56, 56, 3), np.float32)}), frozen, batch, key, **view.options),
+                         jax.random.key(0), system.frozen)
   assert found["depth"].shape == (1, 40, 56)
 
 

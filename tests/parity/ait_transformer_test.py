@@ -34,7 +34,7 @@ class Case:
       self.io = {key: data[key] for key in data.files}
     self.config = config = json.loads(path.with_suffix(".json").read_text())["config"]
     state_dict = {key.removeprefix("sd/"): value for key, value in self.io.items() if key.startswith("sd/")}
-    params = pretrained.transformer_from_torch(state_dict, num_heads=config["nhead"], prefix="")
+    params = pretrained.transformer_from_torch(state_dict, num_heads=config["nhead"])
     others = config["num_vocal"] - config["offsets"]["depth_offset"] - config["num_embeddings_depth"]
     self.vocabulary = Vocabulary(config["num_bins"], config["num_classes"], config["num_embeddings"],
                                  config["num_embeddings_depth"], others)

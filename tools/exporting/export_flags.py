@@ -70,7 +70,7 @@ def _number(text: str, flag: str) -> float:
 def _size(text: str) -> tuple[int, int]:
   sides = text.lower().split("x")
   sides = sides * 2 if len(sides) == 1 else sides
-  if len(sides) != 2:
+  if len(sides) != 2 or not all(sides):
     raise UserError(f"--input_size: '{text}' is no HEIGHTxWIDTH, e.g. 480x640")
   height, width = (flag_tools.whole(side, "--input_size") for side in sides)
   return height, width

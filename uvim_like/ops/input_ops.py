@@ -159,6 +159,17 @@ def nyu_eval_crop(state: State) -> State:
   return _each(state, cut)
 
 
+def crop_window(state: State, top: int, bottom: int, left: int, right: int) -> State:
+  """Rows top..bottom and columns left..right, the ends not included."""
+  def cut(x):
+    if x.height is not None or not all(isinstance(side, int) for side in x.pixels.shape[1:3]) or (
+        x.pixels.shape[1] < bottom or x.pixels.shape[2] < right):
+      raise UserError(f"{WHERE}: crop_window needs at least {bottom}x{right} pixels, and their number known, not "
+                      f"{x.pixels.shape[1]}x{x.pixels.shape[2]}")
+    return Picture(x.pixels[:, top:bottom, left:right])
+  return _each(state, cut)
+
+
 def resize_all(state: State, size: int | Sequence[int], *, antialias: bool = False) -> State:
   """The whole example to exactly `size`."""
   return _each(state, lambda x: _moved(x, pair(size), pair(size), antialias))
@@ -255,4 +266,4 @@ def without(state: State, keys: Sequence[str]) -> State:
 
 KEY_OPS = {f.__name__: f for f in (decode, resize, value_range, cast, check_range, rgb_to_grayscale_to_rgb,
                                    square_area_resize)}
-STATE_OPS = {f.__name__: f for f in (nyu_eval_crop, resize_all, fit, resize_short, canvas, copy, keep, drop)}
+STATE_OPS = {f.__name__: f for f in (nyu_eval_crop, crop_window, resize_all, fit, resize_short, canvas, copy, keep, drop)}

@@ -34,7 +34,7 @@ LABEL_OPS = ("coco_panoptic", "make_canonical", "semantic_labels", "normal_label
              "concat")
 RANDOM_OPS = ("randu", "det_fliplr", "flip_lr", "inception_box", "crop_box", "decode_jpeg_and_inception_crop",
               "random_flip", "jitter_scale", "random_scale", "random_crop", "detr_scale", "cut_depth",
-              "brightness_contrast", "random_gamma", "hue_saturation")
+              "brightness_contrast", "random_gamma", "hue_saturation", "kmax_colours")
 NEED_ROOM = ("canvas",)   # ops that say how large a picture may be, where nothing before them scales it
 SCALE = ("resize", "resize_all", "fit", "resize_short", "square_area_resize", "nyu_eval_crop")
 
