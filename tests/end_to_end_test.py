@@ -110,6 +110,7 @@ def test_eval_only_reads_the_checkpoint(stage_one):
   assert len(metrics(workdir)) > count and metrics(workdir)[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_every_option_of_the_loop_together(stage_one, tmp_path):
   """bfloat16, rematerialised scanned layers, accumulation, averaged weights and split parameters, for stage II too."""
   task, oracle = stage_one
@@ -166,6 +167,7 @@ def test_mistakes_are_one_line_before_anything_compiles(setting, message, tmp_pa
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_non_finite_loss_names_its_part_and_keeps_the_checkpoint(tmp_path, capsys):
   """A learning rate beyond all reason, after two good steps."""
   data = npz_examples(tmp_path / "data")

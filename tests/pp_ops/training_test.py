@@ -12,7 +12,8 @@ SMALL = {"width": 32, "num_heads": 2, "mlp_dim": 48, "oracle_depth": 1, "base_mo
          "code_len": 4, "dict_size": 8}
 
 
-@pytest.mark.parametrize("config, block", [("panoptic_stage1", "panoptic_val"), ("depth_stage1", "depth_val")])
+@pytest.mark.parametrize("config, block", [
+    pytest.param("panoptic_stage1", "panoptic_val", marks=pytest.mark.slow), ("depth_stage1", "depth_val")])
 def test_one_step(config, block, tfds_dir, tmp_path):
   """Dataset, preprocessing and evaluator are the config's own; resolution and network are small."""
   sizes = [f"--config.model.{key}={value}" for key, value in SMALL.items()]

@@ -129,6 +129,7 @@ def survey(intact, tmp_path, seeds) -> collections.Counter:
   return counts
 
 
+@pytest.mark.slow
 def test_twelve_corruptions(intact, tmp_path):
   counts = survey(intact, tmp_path, range(12))
   assert counts["passed over"] >= 3

@@ -66,6 +66,7 @@ def check(experiment, workdir, want, *settings, stage: int, moments: list[str], 
   assert evaluations == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_stage_one(experiment, finished, tmp_path):
   """Two kills and a SIGTERM."""
   check(experiment, tmp_path / "run", finished, stage=1, moments=["training", "saving", "SIGTERM"], seed=0)

@@ -40,7 +40,8 @@ def assert_same(got, want):
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), got, want)
 
 
-@pytest.mark.parametrize("axes, devices", [({"data": 4, "fsdp": 2}, 8), ({"data": 1}, 1)])
+@pytest.mark.parametrize("axes, devices", [
+    pytest.param({"data": 4, "fsdp": 2}, 8, marks=pytest.mark.slow), ({"data": 1}, 1)])
 def test_restore_on_another_mesh(tmp_path, axes, devices):
   state = make_state()
   with checkpoint.Checkpoints(tmp_path, every=1) as saver:
