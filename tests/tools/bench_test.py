@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import ml_collections as mlc
 import numpy as np
 import pytest
 
@@ -37,6 +38,22 @@ def test_rows_of_uvim_are_what_they_were():
   assert list(bench_uvim.ROWS) == ["step", "listing1", "decode", "start"]
   assert bench_timing.row("x", 1.0, None, "") == ("x", "1", "", "")
   assert bench_timing.row("x", 1.0, 4.0, "plain") == ("x", "1", "plain 4", "0.25")
+
+
+def test_the_plain_form_of_decoding_writes_the_same_words():
+  planes = {"depth": (16, 64)}
+  config = mlc.ConfigDict(dict(
+      oracle=dict(task="depth", model_name="uvim.vit", model=dict(
+          input_size=(16, 16), patch_size=(8, 8), width=8, oracle_depth=1, base_model_depth=1, num_heads=2, mlp_dim=8,
+          code_len=9, dict_size=12, codeword_dim=8, inputs=planes, outputs=planes)),
+      model_name="uvim.lm", model=dict(vocab_size=13, seq_len=9, input_size=(16, 16), patches=dict(size=(8, 8)),
+                                       num_layers=2, num_heads=2, mlp_dim=16, emb_dim=16, posemb_type="learn")))
+  runs = bench_uvim.decode_runs(config, batch=3, scale=0.5)
+  for name, samples in (("one", 1), ("four", 4)):
+    words = runs[name]()
+    assert words.shape == (3, samples, 9)
+    np.testing.assert_array_equal(words, runs[f"plain {name}"]())
+  assert len(np.unique(words)) > 5  # of 12
 
 
 @pytest.mark.slow

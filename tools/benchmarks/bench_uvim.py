@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
 
-from tools.benchmarks.bench_timing import MIB, alternate, row
+from tools.benchmarks.bench_timing import MIB, alternate, finished, random_arrays, row
+from tools.benchmarks.plain_decoding import plain_sequences
 from uvim_like import config as configs
 from uvim_like.ops.loops import written_out
 from uvim_like.ops.planes import Loss, Planes
-from uvim_like.systems.base import System
+from uvim_like.systems.base import System, Vars
 from uvim_like.systems.uvim import lm, vit
 from uvim_like.training import optim, setup, step
 
@@ -140,26 +141,36 @@ def listing_rows(*, repeats: int) -> list[tuple]:
 
 
 def decode_rows(*, repeats: int) -> list[tuple]:
-  """Seconds of greedy decoding and of four samples an image at mid size."""
+  """Seconds of greedy decoding and of four samples an image at mid size, beside the plain form."""
   oracle = mid_config().model
-  config = mlc.ConfigDict(dict(
+  runs = decode_runs(mlc.ConfigDict(dict(
       oracle=dict(task="panoptic_segmentation", model_name="uvim.vit", model=oracle), model_name="uvim.lm",
       model=dict(vocab_size=513, seq_len=64, input_size=(128, 128), patches=dict(size=(16, 16)), num_layers=4,
-                 num_heads=4, mlp_dim=1024, emb_dim=256, posemb_type="learn")))
+                 num_heads=4, mlp_dim=1024, emb_dim=256, posemb_type="learn"))), batch=8)
+  times = alternate({name: finished(run) for name, run in runs.items()}, repeats)
+  return [row("greedy decode of 8 images x 64 words, s", times["one"], times["plain one"], "plain"),
+          row("4 samples an image, s", times["four"], times["plain four"], "plain"),
+          row("4 samples an image / one, s", times["four"], times["one"], "one sample")]
+
+
+def decode_runs(config: mlc.ConfigDict, *, batch: int, scale: float = 0.02) -> dict[str, Callable[[], jax.Array]]:
+  """Compiled calls that return words (B, samples, L) of random images under random weights: ours and the plain form's."""
   system = lm.make(config)
-  images = {"image": jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (8, 128, 128, 3)), jnp.float32)}
-  variables = jax.jit(system.init)(jax.random.key(0), images)
+  model = system.predict["sequences"].keywords["parts"].model
+  image = jnp.asarray(np.random.RandomState(0).uniform(-1, 1, (batch, *model.input_size, 3)), jnp.float32)
+  key = jax.random.key(0)
+  variables = Vars(params=random_arrays(jax.eval_shape(system.init, key, {"image": image}).params, scale=scale))
   runs = {}
   for name, options in (("one", {}), ("four", dict(num_samples=4, temperature=1.0))):
-    decode = jax.jit(functools.partial(system.predict["sequences"], **options))
-    runs[name] = functools.partial(_decode, decode, variables, images)
-  times = alternate(runs, repeats)
-  return [row("greedy decode of 8 images x 64 words, s", times["one"], None, ""),
-          row("4 samples an image, s", times["four"], times["one"], "one sample")]
+    ours = jax.jit(functools.partial(system.predict["sequences"], **options))
+    plain = jax.jit(functools.partial(plain_sequences, model=model, **options))
+    runs[name] = functools.partial(_words, ours, variables, (), {"image": image}, key)
+    runs[f"plain {name}"] = functools.partial(plain, variables.params, image, key)
+  return runs
 
 
-def _decode(decode: Callable, variables: Any, images: Mapping[str, jax.Array]) -> None:
-  jax.block_until_ready(decode(variables, (), images, jax.random.key(0)))
+def _words(decode: Callable, *arguments: Any) -> jax.Array:
+  return decode(*arguments)["tokens"]
 
 
 def start_rows(*, repeats: int) -> list[tuple]:
