@@ -263,6 +263,16 @@ def start_from_detection(config: mlc.ConfigDict) -> None:
   config.model_load = dict(dont_load=('transformer/decoder/.*', 'transformer/.*_embed', 'transformer/outp_bias'))
 
 
+def train_on_instances(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
+  """The released training of instance segmentation (`insseg`, 50 epochs of 7330 steps), which starts from detection."""
+  config.batch_size, config.total_steps = 16, 366_500
+  adamw(config, lr=1e-4, wd=0.05, layer_decay=0.85)
+  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=14_660, warmup_start=0.1)
+  config.grad_clip_norm = 50.0
+  if arg.runlocal:
+    shrink_solver_training(config, total_steps=2000)
+
+
 def mix_depth(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, rows: tuple[int, int]) -> None:
   """Adds NYU's depth to the data of an object solver: two parts of one batch, depth in the canvas's upper left."""
   canvas = config.model.input_size[0]

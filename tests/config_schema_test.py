@@ -6,6 +6,7 @@ import ml_collections as mlc
 import pytest
 
 from uvim_like import config as configs
+from uvim_like import config_json
 from uvim_like.config_schema import EVAL_SCHEMA, ORACLE_SCHEMA, SCHEMA
 from uvim_like.errors import UserError
 
@@ -253,3 +254,7 @@ def test_command_lines_are_split():
 @pytest.fixture
 def repository():
   return configs.ROOT
+
+
+def test_leaves_of_a_config_are_named_by_their_path():
+  assert dict(config_json.leaves({"a": {"b": 1, "c": {}}, "d": None})) == {"a.b": 1, "a.c": {}, "d": None}

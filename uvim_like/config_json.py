@@ -1,7 +1,7 @@
 """Configs as JSON text and back, exactly; and what differs between two of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections as mlc
@@ -99,16 +99,17 @@ def diff(a: mlc.ConfigDict, b: mlc.ConfigDict) -> list[tuple[str, Any, Any]]:
     (dotted key, value in a, value in b) in order of keys, `ABSENT` where one has none. A list and a tuple with the same
     entries do not differ: nothing reads the difference.
   """
-  left, right = dict(_leaves(plain(a), "")), dict(_leaves(plain(b), ""))
+  left, right = dict(leaves(plain(a))), dict(leaves(plain(b)))
   keys = sorted(set(left) | set(right))
   pairs = [(key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in keys]
   return [(key, x, y) for key, x, y in pairs if _as_lists(x) != _as_lists(y)]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str):
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """(dotted key, value) of everything in a config that is no block; an empty block counts as a value."""
   for key, value in tree.items():
-    if isinstance(value, dict) and value:
-      yield from _leaves(value, f"{prefix}{key}.")
+    if isinstance(value, Mapping) and value:
+      yield from leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
 

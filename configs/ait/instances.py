@@ -28,10 +28,5 @@ def get_config(arg=''):
   config.solver.mask_aux = 0.0 if arg.wosoft else 5.0
   soft = dict(soft_feedback=False, soft_detokenizer=False) if arg.wosoft else {}
   config.object_val.pred_kw = dict(temperature=1.0, top_p=0.3) | soft
-  config.batch_size, config.total_steps = 16, 366_500
-  ait_common.adamw(config, lr=1e-4, wd=0.05, layer_decay=0.85)
-  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=14_660, warmup_start=0.1)
-  config.grad_clip_norm = 50.0
-  if arg.runlocal:
-    ait_common.shrink_solver_training(config, total_steps=2000)
+  ait_common.train_on_instances(config, arg)
   return config

@@ -31,10 +31,5 @@ def get_config(arg=''):
     config.object_val.metric.person = arg.person
   ait_common.start_from_detection(config)
   config.object_val.pred_kw = dict(temperature=1.0, top_p=0.4)
-  config.batch_size, config.total_steps = 16, 366_500
-  ait_common.adamw(config, lr=1e-4, wd=0.05, layer_decay=0.85)
-  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=14_660, warmup_start=0.1)
-  config.grad_clip_norm = 50.0
-  if arg.runlocal:
-    ait_common.shrink_solver_training(config, total_steps=2000)
+  ait_common.train_on_instances(config, arg)
   return config

@@ -36,17 +36,8 @@ def differing(configs: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
   """{dotted key: {run: value as text, None where it has none}} of the keys that are not the same everywhere."""
   first, *others = configs.values()
   keys = dict.fromkeys(key for other in others for key, _, _ in config_json.diff(first, other))
-  flat = {name: dict(leaves(config_json.plain(config))) for name, config in configs.items()}
+  flat = {name: dict(config_json.leaves(config_json.plain(config))) for name, config in configs.items()}
   return {key: {name: shortened(values[key]) if key in values else None for name, values in flat.items()} for key in keys}
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = ""):
-  """(dotted key, value) of everything in a config that is no block; an empty block counts as a value."""
-  for key, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from leaves(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
 
 
 def shortened(value: Any) -> str:
