@@ -157,6 +157,9 @@ def network(config: mlc.ConfigDict, arg: mlc.ConfigDict, backbone: dict[str, Any
     config.objectives.occluded_visible = True
   if arg.runlocal:
     config.sequences.update(bins=128, queries=16, mask_side=8)
+    if 'objects_val' in config:
+      # With 128 bins of half a pixel a perfect answer has a keypoint AP of 0.85 at their edges, 0.97 in their middle.
+      config.objects_val.pred_kw.half_bin = ('keypoints',)
     config.objectives.instances = 2   # of an image in a step, which takes two and a half times as long with 6
     config.model = dict(backbone=dict(name='stem', widths=(32, 64, 128), mix=2), width=128, num_heads=4, mlp_dim=256,
                         encoder_layers=2, decoder_layers=3, dropout=0.0)

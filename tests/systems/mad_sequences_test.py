@@ -54,6 +54,22 @@ def test_boxes_of_a_padded_canvas_are_those_of_the_picture():
   np.testing.assert_allclose(back["boxes"], batch["boxes"], atol=1e-6)
 
 
+@pytest.mark.parametrize("half_bin,shifts", [(False, (0, 0)), (True, (0.5, 0.5)), (("keypoints",), (0, 0.5)),
+                                             (("boxes",), (0.5, 0))])
+def test_middles_of_bins_for_the_tasks_that_are_named(half_bin, shifts):
+  batch = {"image": jnp.zeros((1, 20, 20, 3))}
+
+  def decode(task, prompts, key):
+    del prompts, key
+    first_bin = 5 if task == "boxes" else 0  # after four classes and no object
+    third = jax.nn.one_hot(first_bin + 3, WORDS.width(task))
+    return jnp.broadcast_to(third, (1, 1 if task == "boxes" else WORDS.queries, WORDS.response(task), third.size))
+
+  out = inference.infer(decode, batch, KEY, vocabulary=WORDS, tasks=("boxes", "keypoints"), half_bin=half_bin)
+  for name, shift in zip(("boxes", "keypoints"), shifts):
+    np.testing.assert_allclose(out[name][..., :2], (3 + shift) / WORDS.bins, rtol=1e-6)
+
+
 def test_detection_sequences():
   draws = masking.draw_boxes(KEY, batch=2, vocabulary=WORDS, ratios=RATIOS)
   found = objects()

@@ -218,7 +218,8 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
             tasks: Sequence[str] | None = None, instances: int | None = None,
             stages: Mapping[str, Sequence[float]] | None = None, order: Mapping[str, str] | None = None,
             combine: str = "average", top_p: Mapping[str, float] | None = None, all_rows: bool = False,
-            requantise: bool = False, half_bin: bool = False, chunk: int = inference.CHUNK) -> dict[str, Array]:
+            requantise: bool = False, half_bin: bool | Sequence[str] = False,
+            chunk: int = inference.CHUNK) -> dict[str, Array]:
   """Detects, then writes a mask, keypoints and a caption, in one call for the batch.
 
   A model that was not trained to detect takes the batch's own boxes.
@@ -237,7 +238,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     top_p: {task: nucleus, 0 for greedy} of the autoregressive form.
     all_rows: class probabilities over the whole table before the text (code), else over the task's tokens.
     requantise: prompts of boxes that went through floats (code).
-    half_bin: coordinates in the middle of their bins.
+    half_bin: coordinates in the middle of their bins; True, or the tasks of which ("boxes", "keypoints").
     chunk: sequences of an image that are decoded at a time; bounds memory.
 
   Returns:
@@ -248,6 +249,8 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
   trained = parts.objectives.tasks
   for task in tasks or ():
     check_choice(task, trained, where="predict: tasks")
+  for task in () if isinstance(half_bin, bool) else half_bin:
+    check_choice(task, ("boxes", "keypoints"), where="predict: half_bin")
   picture, _ = encode(parts.model, variables, batch, key, train=False)
   tree = {"params": variables.params, "state": variables.state}
   if parts.objectives.form == "autoregressive":

@@ -208,7 +208,7 @@ def prompts_of(task: str, boxes: Boxes | None, vocabulary: Vocabulary, batch: in
 
 
 def infer(decode: Callable[[str, Array, Array], Array], batch: Mapping[str, Array], key: Array, *,
-          vocabulary: Vocabulary, tasks: Sequence[str], instances: int | None = None, half_bin: bool = False,
+          vocabulary: Vocabulary, tasks: Sequence[str], instances: int | None = None, half_bin: bool | Sequence[str] = False,
           requantise: bool = False, all_rows: bool = False) -> dict[str, Array]:
   """All tasks in turn, by any way of decoding one of them.
 
@@ -220,7 +220,8 @@ def infer(decode: Callable[[str, Array, Array], Array], batch: Mapping[str, Arra
     tasks: which.
     instances: masks and keypoints of so many boxes, those of the highest scores (all boxes then come in that order);
       None for all in the order of the sequence.
-    half_bin: coordinates are the middles of their bins.
+    half_bin: coordinates are the middles of their bins: of all tasks, or of those named (boxes that end between two
+      pixels are exact at the edges of bins, joints are not).
     requantise, all_rows: see `read_boxes`.
   """
   keys = dict(zip(tasks, jax.random.split(key, len(tasks))))
@@ -232,19 +233,23 @@ def infer(decode: Callable[[str, Array, Array], Array], batch: Mapping[str, Arra
     boxes = given_boxes(batch, vocabulary)
   if boxes is not None:
     boxes = boxes if instances is None else by_score(boxes)
-    out |= box_output(batch, boxes, vocabulary, half_bin=half_bin)
+    out |= box_output(batch, boxes, vocabulary, half_bin=_named(half_bin, "boxes"))
   if "masks" in tasks:
     logits = decode("masks", prompts_of("masks", boxes, vocabulary, size, instances), keys["masks"])
     out["masks"] = _all_slots(read_masks(logits, vocabulary), boxes)
   if "keypoints" in tasks:
     logits = decode("keypoints", prompts_of("keypoints", boxes, vocabulary, size, instances), keys["keypoints"])
-    points = read_keypoints(logits, vocabulary, half_bin=half_bin)
+    points = read_keypoints(logits, vocabulary, half_bin=_named(half_bin, "keypoints"))
     points = jnp.concatenate([to_canvas(batch, points[..., :2]), points[..., 2:]], axis=-1)
     out["keypoints"] = _all_slots(points, boxes)
   if "captions" in tasks:
     tokens = decode("captions", prompts_of("captions", None, vocabulary, size, None), keys["captions"])
     out["captions"] = end_caption(tokens[:, 0])
   return out
+
+
+def _named(choice: bool | Sequence[str], task: str) -> bool:
+  return choice if isinstance(choice, bool) else task in choice
 
 
 def _all_slots(values: Array, boxes: Boxes) -> Array:
