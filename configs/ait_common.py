@@ -267,7 +267,7 @@ def train_on_instances(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
   """The released training of instance segmentation (`insseg`, 50 epochs of 7330 steps), which starts from detection."""
   config.batch_size, config.total_steps = 16, 366_500
   adamw(config, lr=1e-4, wd=0.05, layer_decay=0.85)
-  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=14_660, warmup_start=0.1)
+  config.schedule = dict(decay_type='linear', overlap='product', end=0.01, warmup_steps=14_660, warmup_start=0.1)
   config.grad_clip_norm = 50.0
   if arg.runlocal:
     shrink_solver_training(config, total_steps=2000)

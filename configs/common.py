@@ -135,6 +135,13 @@ def color_pp(res: int, *, train: bool = False, raw: bool = False, ctx: bool = Fa
       *(f'value_range(-1, 1, key="{key}")' for key in keys), keep(*keys))
 
 
+def coltran_pp(res: int, *, ctx: bool) -> str:
+  """ColTran's FID-5k: rounded pixels as x / 128 - 1, and the grey image is that of the normalised one."""
+  keys = ('image', *(['image_ctx'] if ctx else []), 'labels')
+  return join(f'square_area_resize({res})', 'value_range(-1, 1, 0, 256)', 'copy("image", "labels")',
+              'rgb_to_grayscale_to_rgb', 'copy("image", "image_ctx")' if ctx else '', keep(*keys))
+
+
 def keep(*keys: str) -> str:
   """The last op: what the batch holds."""
   return 'keep({})'.format(', '.join(f'"{key}"' for key in keys))
@@ -227,7 +234,7 @@ def color_eval(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, ctx: bool = False
   pp = color_pp(arg.res, raw=True, ctx=ctx)
   add_eval(config, 'psnr_val', 'psnr', pp=pp, split='validation', log_steps=10_000, prefix='psnr/')
   if arg.inception and not arg.scenes:
-    add_eval(config, 'coltran_fid', 'coltran_fid', pp=pp, split='validation', log_steps=100_000,
+    add_eval(config, 'coltran_fid', 'coltran_fid', pp=coltran_pp(arg.res, ctx=ctx), split='validation', log_steps=100_000,
              metric=dict(inception_weights=arg.inception))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import ait_common
 from uvim_like import config as configs
-from uvim_like.training import optim
+from uvim_like.training import optim, schedules
 
 AIT = pathlib.Path(__file__).resolve().parent.parent / "configs" / "ait"
 NAMES = sorted(path.stem for path in AIT.glob("*.py"))
@@ -95,6 +95,18 @@ def test_the_depth_tokenizer_is_trained_as_released():
   # It never sees the border of NYU's frames; the solver does.
   assert config.pp_train.startswith("decode|crop_window(0, 480, 41, 601)|depth_labels|random_flip|random_crop(480)|")
   assert "crop_window" not in solver.pp_train + config.depth_val.pp + solver.depth_val.pp
+
+
+def test_the_mask_tokenizer_sees_masks_as_they_are_and_is_judged_on_all():
+  config = load("vqvae_mask")
+  assert config.pp_train == config.pp_eval and "|fit(640)|" in config.pp_train and "pad_instances(32)" in config.pp_train
+  assert "pad_instances(100)" in config.object_val.pp and "box_masks(64)" in config.object_val.pp
+
+
+def test_objects_are_trained_on_a_line_from_the_first_step():
+  for name, steps in (("detection", 183_300), ("instances", 366_500), ("joint", 302_875)):
+    factor = schedules.make(load(name).schedule, total_steps=steps)
+    assert float(factor(0)) == pytest.approx(0.1) and float(factor(steps // 2)) == pytest.approx(0.505, abs=1e-4)
 
 
 def test_each_evaluator_of_the_joint_recipe_looks_where_its_part_lies():

@@ -49,6 +49,8 @@ def test_the_papers_values():
     assert config.lr_mults[0] == ("encoder/.*", 0.1) and config.wd_mults[0] == ("encoder/.*/kernel", 0.1)
   assert [load(name).model.num_queries for name in ("depth", "normals", "semantic", "panoptic")] == [16, 8, 40, 128]
   assert load("depth", "queries=32").model.num_queries == 32
+  # kMaX on COCO drops paths of its decoder; PolyMaX's tasks do not.
+  assert load("panoptic").model.drop_path == 0.2 and "drop_path" not in load("semantic").model
   assert load("depth", "phase=pretrain").losses.charbonnier == 1.0 and "losses" not in load("depth")
 
 

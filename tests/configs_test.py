@@ -281,3 +281,10 @@ PARAMETERS = {
     ("color_stage1", ""): 132_701_184, ("depth_stage1", ""): 232_249_600,
     ("panoptic_stage2", ""): 715_729_921, ("color_stage2", ""): 715_729_921, ("depth_stage2", ""): 715_729_921,
 }
+
+
+def test_fid_sees_coltrans_pixels():
+  """x / 128 - 1, and the grey image of the normalised one, also as context."""
+  config = configs.load_file("configs/uvim/color_stage2.py:inception=net.jaxexport")
+  assert config.coltran_fid.pp == ('square_area_resize(512)|value_range(-1, 1, 0, 256)|copy("image", "labels")|'
+                                   'rgb_to_grayscale_to_rgb|copy("image", "image_ctx")|keep("image", "image_ctx", "labels")')

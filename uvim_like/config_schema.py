@@ -97,7 +97,7 @@ SCHEMA: dict[str, Key] = {
     "wd_mults": Key(PAIRS, None, "pattern -> multiplier of wd; None: kernels only"),
     "schedule": Key(BLOCK_OR_PAIRS, {"decay_type": "constant"}, "of lr and wd: a dict, or pattern -> dict or None"),
     "grad_clip_norm": Key(POSITIVE, None, "global norm of the gradients is cut to this"),
-    "grad_accum_steps": Key(COUNT, 1, "parts of a batch whose gradients are added"),
+    "grad_accum_steps": Key(COUNT, 1, "parts of a batch whose gradients are averaged; a loss per token or pixel that counts is each part's own mean"),
     "ema_decay": Key(POSITIVE, None, "moving average of the parameters, used in evaluation"),
     "sequences": Key(BLOCK, {}, "MAD's vocabulary and sequence lengths; fields of `systems/mad/vocabulary.Vocabulary`"),
     "objectives": Key(BLOCK, {}, "MAD's tasks, masks and loss weights; fields of `systems/mad/settings.Objectives`"),

@@ -22,7 +22,7 @@ def get_config(arg=''):
   ait_common.object_solver(config, arg, tasks=('detection',))
   config.batch_size, config.total_steps = 128, 183_300
   ait_common.adamw(config, lr=1e-3, wd=0.05, layer_decay=0.85)
-  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=18_330, warmup_start=0.1)
+  config.schedule = dict(decay_type='linear', overlap='product', end=0.01, warmup_steps=18_330, warmup_start=0.1)
   config.grad_clip_norm = 1.0
   config.object_val.pred_kw = dict(temperature=1.0, top_p=0.4)
   if arg.runlocal:

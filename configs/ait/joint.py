@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.object_val.pred_kw = dict(task='instances', temperature=1.0, top_p=0.3)
   config.batch_size, config.total_steps = 64, 302_875
   ait_common.adamw(config, lr=8e-4, wd=0.05, layer_decay=0.85)
-  config.schedule = dict(decay_type='linear', end=0.01, warmup_steps=12_115, warmup_start=0.1)
+  config.schedule = dict(decay_type='linear', overlap='product', end=0.01, warmup_steps=12_115, warmup_start=0.1)
   config.grad_clip_norm = 10.0
   if arg.runlocal:
     ait_common.shrink_solver_training(config, total_steps=2000)

@@ -28,13 +28,14 @@ def get_config(arg=''):
   slots, canvas = (8, ait_common.SIZE) if arg.runlocal else (32, 640)
   ait_common.object_data(config, arg, masks=True, slots=slots, canvas=canvas)
   side = config.model.input_size[0]
-  config.pp_train = inside_boxes(config.pp_train, side, canvas)
+  # The release trains on masks as they are, cut out; its evaluation counts every box of an image.
+  config.pp_train = inside_boxes(config.pp_eval, side, canvas)
   config.pp_eval = inside_boxes(config.pp_eval, side, canvas)
-  config.object_val.pp = inside_boxes(config.object_val.pp, side, canvas)
+  config.object_val.pp = inside_boxes(config.object_val.pp, side, canvas).replace('pad_instances(32)', 'pad_instances(100)')
   config.w_commitment = 0.25
   config.batch_size, config.num_epochs, config.lr = 64, 20, 3e-4
   config.wd_mults = []
-  config.schedule = dict(decay_type='cosine', warmup_steps=500, warmup_start=1e-3, end=1 / 300)
+  config.schedule = dict(decay_type='cosine', overlap=True, warmup_steps=500, warmup_start=1e-3, end=1 / 300)
   if arg.runlocal:
     ait_common.shrink_tokenizer_training(config)
   return config

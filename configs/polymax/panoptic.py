@@ -27,7 +27,8 @@ def get_config(arg=''):
   if not arg.res:
     arg.res = 96 if arg.runlocal else 641 if arg.scenes or arg.folder else 1281   # `parse` set other small ones
   classes = common.SCENES_CLASSES - 1 if arg.scenes else arg.segments or 133
-  config = polymax.start(arg, queries=32 if arg.runlocal else 128, num_classes=classes)
+  config = polymax.start(arg, queries=32 if arg.runlocal else 128, num_classes=classes,
+                         drop_path=0.0 if arg.runlocal else 0.2)
   config.head = dict(num_things=5, max_instances=20) if arg.scenes else dict(num_things=80, max_instances=100)
   if arg.segments:
     config.head = dict(num_things=arg.things, max_instances=arg.instances)

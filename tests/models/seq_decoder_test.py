@@ -49,6 +49,13 @@ def test_names_and_start():
   assert 0.8 < np.std(params()["EmbedTargets"]["embedding"]) < 1.2
 
 
+def test_logits_are_not_rounded_to_the_compute_type():
+  tokens, positions, encoded = inputs()
+  logits = np.asarray(decoder(dtype=jnp.bfloat16)(tokens, positions, encoded.astype(jnp.bfloat16)))
+  assert logits.dtype == np.float32
+  assert np.mean(logits != logits.astype(jnp.bfloat16).astype(np.float32)) > 0.9
+
+
 def test_no_position_sees_a_later_one():
   """Gradients of the logits at position i with respect to the input at j are exactly zero for j > i only."""
   tokens, positions, encoded = inputs()

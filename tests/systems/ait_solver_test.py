@@ -277,6 +277,11 @@ def test_messages(tasks, change, message):
     solver.make(config(*tasks) | change)
 
 
+def test_layers_run_as_a_loop_where_the_config_says_so():
+  looped = solver.make(config("depth") | dict(scan_layers=True)).loss.keywords["parts"].head
+  assert looped.scan_layers and not solver.make(config("depth")).loss.keywords["parts"].head.scan_layers
+
+
 def test_words_must_fit_the_vocabulary():
   wrong = config("depth", model=dict(vocabulary=dict(depth_codes=7)))
   with pytest.raises(UserError, match="vocabulary.depth_codes: 7, but the tokenizer of depth has 6 words"):

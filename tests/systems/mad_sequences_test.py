@@ -129,6 +129,8 @@ def test_caption_sequences():
   changed = np.asarray(noisy.inputs != plain.inputs)
   assert changed[:, 0].sum() == 0 and (changed[:, 1:].sum(-1) <= 1).all()
   assert not (changed[..., 1:] & noisy.masked).any()
+  whole = sequences.caption_training(captions, draws, vocabulary=WORDS, ratios=(1, 0.6))  # as a config may write it
+  np.testing.assert_array_equal(whole.inputs, noisy.inputs)
   code = sequences.caption_training(captions, draws, noise_masked=True, **shared)
   assert (np.asarray(code.inputs)[:, 0, 1:] != MASK_TOKEN).sum(-1).tolist() == [1, 1]
   np.testing.assert_array_equal(code.weights, plain.weights)

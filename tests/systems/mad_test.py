@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from uvim_like.errors import UserError
+from uvim_like.systems import batch_stats
 from uvim_like.systems.mad import decoder
 from uvim_like.systems.mad.vocabulary import TASKS
 from uvim_like.trees import flatten_names
@@ -92,6 +93,12 @@ def test_loss_teaches_everything(training, variables):
   still = [name for name, leaf in flatten_names(grads) if not np.abs(leaf).max() > 0 and not name.endswith("key/bias")]
   assert not still
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_batch_statistics_move_under_accumulation(system):
+  before, one, two = ({"mean": jnp.array([value])} for value in (0.0, 1.0, 4.0))
+  stats = jax.tree.map(jnp.add, batch_stats.sums(one), batch_stats.sums(two))
+  assert system.advance(before, stats, KEY)["mean"].tolist() == [2.5]
 
 
 def test_image_without_objects(training, variables):

@@ -9,9 +9,9 @@ import pytest
 
 from uvim_like import weights
 from uvim_like.errors import UserError
+from uvim_like.systems import batch_stats
 from uvim_like.systems.base import Vars
 from uvim_like.systems.polymax import kmax, per_pixel
-from uvim_like.systems.polymax import variables as store
 from uvim_like.trees import flatten_names
 
 KEY = jax.random.key(0)
@@ -163,12 +163,12 @@ def test_an_image_of_any_size_gives_a_map_of_its_size(task, size):
 
 def test_accumulated_statistics_are_the_mean_of_the_micro_batches():
   one, two = ({"n": {"mean": jnp.array([v]), "var": jnp.array([v + 1])}} for v in (1.0, 4.0))
-  stats = jax.tree.map(jnp.add, store.batch_stats(one), store.batch_stats(two))
-  got = store.advance(one, stats, KEY)
+  stats = jax.tree.map(jnp.add, batch_stats.sums(one), batch_stats.sums(two))
+  got = batch_stats.advance(one, stats, KEY)
   np.testing.assert_allclose([got["n"]["mean"], got["n"]["var"]], [[2.5], [3.5]])
   *_, out, _, _ = trained("depth")
-  assert store.advance((), out.stats, KEY).keys() == out.state.keys()
-  for (name, new), old in zip(flatten_names(store.advance((), out.stats, KEY)), jax.tree.leaves(out.state), strict=True):
+  assert batch_stats.advance((), out.stats, KEY).keys() == out.state.keys()
+  for (name, new), old in zip(flatten_names(batch_stats.advance((), out.stats, KEY)), jax.tree.leaves(out.state), strict=True):
     np.testing.assert_array_equal(new, old, err_msg=name)
 
 
@@ -231,3 +231,8 @@ def test_labels_of_another_size_are_named():
   system, variables, batch, *_ = trained("depth")
   with pytest.raises(UserError, match="do not go with images"):
     jax.eval_shape(lambda v: system.loss(v, (), {**batch, "labels": batch["labels"][:, :-1]}, KEY, True), variables)
+
+
+def test_an_unknown_solver_of_the_matching_is_named():
+  with pytest.raises(UserError, match="config.head.solver.*'scpy'.*'scipy'"):
+    kmax.make(config_of("panoptic_segmentation") | {"head": dict(num_things=3, solver="scpy")})

@@ -68,6 +68,8 @@ def test_a_model_decodes_as_it_was_trained(run, stage_two_config):
   system, variables, oracle, batch = run
   with pytest.raises(UserError, match="the language model is masked"):
     system.predict["sequences"](variables, oracle, batch, KEY, decode="cached")
+  with pytest.raises(UserError, match="temperature, top_p: a masked language model takes the likeliest words"):
+    system.predict["sequences"](variables, oracle, batch, KEY, temperature=1.0, top_p=0.5)
   causal = lm.make(stage_two_config())
   with pytest.raises(UserError, match="the language model is cached"):
     causal.predict["sequences"](variables, oracle, batch, KEY, decode="masked")

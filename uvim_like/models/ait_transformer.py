@@ -253,10 +253,10 @@ class Transformer(nn.Module):
   drop_path: float = 0.1
   dtype: Any = jnp.float32
   remat: str = "none"
-  scan: bool = False
+  scan_layers: bool = False
 
   def setup(self):
-    shared = (self.num_heads, self.mlp_dim, self.dropout, self.drop_path, self.dtype, self.remat, self.scan)
+    shared = (self.num_heads, self.mlp_dim, self.dropout, self.drop_path, self.dtype, self.remat, self.scan_layers)
     dense = functools.partial(nn.Dense, self.width, kernel_init=INIT, dtype=self.dtype)
     self.input_proj, self.proj = dense(), dense()
     norms = (LayerNorm(dtype=self.dtype) for _ in range(5))

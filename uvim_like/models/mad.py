@@ -97,7 +97,6 @@ class Model(nn.Module):
       encoder = nn.remat(EncoderLayer, policy=policy, static_argnums=(4,))
       decoder = nn.remat(DecoderLayer, policy=policy, static_argnums=(5, 6))
     self.features = make_backbone(self.backbone, self.dtype, self.remat)
-    self.input_proj = nn.Dense(self.width, dtype=self.dtype)
     self.encoder = [encoder(**layer) for _ in range(self.encoder_layers)]
     self.decoder = [decoder(**layer) for _ in range(self.decoder_layers)]
     self.decoder_norm = layer_norm(self.dtype)
@@ -105,6 +104,7 @@ class Model(nn.Module):
     self.positions = self.param("position_embedding", nn.initializers.normal(1.0), (self.max_length, self.width))
     dense = dict(bias_init=fan_in_bias(self.width), dtype=self.dtype, kernel_init=nn.initializers.variance_scaling(
         1 / 3, "fan_in", "uniform"))  # uniform in ±1/√fan_in
+    self.input_proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=dense["kernel_init"])
     self.head_0, self.head_1 = nn.Dense(self.width, **dense), nn.Dense(self.width, **dense)
     if self.head == "cosine":
       self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / TEMPERATURE)), ())

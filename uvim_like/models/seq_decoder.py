@@ -4,6 +4,7 @@ B images, S sequences an image, L positions, M encoded tokens, E width, V vocabu
 share its keys and values: they are queries of the same attention, never copies of the image.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -102,7 +103,9 @@ class SequenceDecoder(nn.Module):
     self.embed = nn.Embed(self.vocab_size, self.emb_dim, embedding_init=nn.initializers.normal(self.emb_scale),
                           dtype=self.dtype, name="EmbedTargets")
     self.norm = LayerNorm(dtype=self.dtype, name="LayerNorm")
-    self.logits = nn.Dense(self.vocab_size, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="LogitsDense")
+    # Rounded to bfloat16, large logits would tie and lose what tells words apart.
+    self.logits = nn.Dense(self.vocab_size, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="LogitsDense",
+                           dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32))
     # A list in setup would rename the blocks; they are made where they are called, under names of their own.
 
   def _make_block(self, name: str | None = None, parent: Any = "scope") -> DecoderBlock:

@@ -11,10 +11,11 @@ from uvim_like.errors import UserError, unknown
 Schedule = Callable[[Any], jax.Array]
 
 COMMON_OPTIONS = ("decay_type", "warmup_steps", "warmup_start", "base")
+OVERLAPS = (False, True, "product")
 DECAY_OPTIONS = {
     "constant": (),
-    "cosine": ("end",),
-    "linear": ("end",),
+    "cosine": ("end", "overlap"),
+    "linear": ("end", "overlap"),
     "poly": ("end", "power", "overlap"),
     "step": ("drop_steps", "drop_factor"),
 }
@@ -68,11 +69,12 @@ def make(options: Mapping[str, Any], *, total_steps: int, where: str = "schedule
   `decay_type` is one of `DECAY_OPTIONS` ("constant" when absent). Warmup rises linearly from `warmup_start` (0) over
   `warmup_steps` (0) and multiplies the decay, which begins where warmup ends; `base` (1) multiplies everything.
   The factor is 0 at step 0 whenever there is warmup, so the first update changes nothing (UViM's convention). A training
-  that is shorter than its warmup, a trial of a long recipe for a few steps, only ever warms up. With `overlap` ("poly"
-  only, deeplab2's form) the decay counts from step 0 and replaces the ramp where that ends, with a small drop.
+  that is shorter than its warmup, a trial of a long recipe for a few steps, only ever warms up. With `overlap` the decay
+  counts from step 0: True replaces the ramp where that ends, with a small drop (deeplab2, timm), "product" multiplies the
+  two from the start (mmcv).
 
   Raises:
-    UserError: an unknown decay type or option.
+    UserError: an unknown decay type, option or overlap.
   """
   kind = options.get("decay_type", "constant")
   if kind not in DECAY_OPTIONS:
@@ -80,6 +82,8 @@ def make(options: Mapping[str, Any], *, total_steps: int, where: str = "schedule
   for key in options:
     if key not in COMMON_OPTIONS + DECAY_OPTIONS[kind]:
       raise unknown("option", key, COMMON_OPTIONS + DECAY_OPTIONS[kind], where=where)
+  if options.get("overlap", False) not in OVERLAPS:
+    raise unknown("overlap", str(options["overlap"]), [str(one) for one in OVERLAPS], where=where)
   if kind == "step" and not options.get("drop_steps"):
     raise UserError(f"{where}: decay_type 'step' needs drop_steps, the steps at which the factor drops")
   return _Schedule(dict(options), total_steps)
@@ -98,7 +102,7 @@ class _Schedule:
     begin = 0 if overlap else warmup
     progress = jnp.clip((step - begin) / max(self.total_steps - begin, 1), 0.0, 1.0)
     factor = decay(progress, step, self.options)
-    if overlap:
+    if overlap is True:
       factor = jnp.where(step < warmup, 1.0, factor)
     factor = factor * self.options.get("base", 1.0)
     if warmup:

@@ -35,7 +35,7 @@ MAY_CHANGE = {
     "val_split": "what is told", "pp_eval": "what is told",
     "checkpoint_steps": "what is kept", "keep_checkpoint_steps": "what is kept", "keep_last_checkpoints": "what is kept",
     "mesh": "checkpoints restore on any", "sharding": "checkpoints restore on any",
-    "remat": "memory", "scan_layers": "names of parameters stay", "grad_accum_steps": "memory",
+    "remat": "memory", "scan_layers": "names of parameters stay",
     "compilation_cache": "speed",
     "model_init": "read at step 0 only", "model_load": "read at step 0 only",
     "oracle.model_init": "where stage I lies; a checksum of its weights is kept in the checkpoints",

@@ -135,7 +135,8 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
   check_form(options)
   fields |= {"vocab_size": vocabulary.size, "parallel": options.parallel, "masked": options.masked}
   fields.setdefault("num_tasks", max(RELEASED_TASKS, *(TASK_IDS[task] + 1 for task in options.tasks)))
-  head = build(Transformer, fields, {"remat": config.get("remat")}, where="config.model")
+  shared = {name: config.get(name) for name in ("remat", "scan_layers")}  # the head computes in float32 whatever `dtype` is
+  head = build(Transformer, fields, shared, where="config.model")
   parts = Parts(backbone, head, vocabulary, make_tokenizers(config, options.tasks), options, input_size)
   check_sizes(parts)
   return parts

@@ -51,6 +51,11 @@ def trained_form(parts: Parts) -> str:
   return "masked" if parts.options.masked else "parallel" if parts.options.parallel else "ar"
 
 
+def feeds_back(parts: Parts, decode: str | None, soft_feedback: bool | None) -> bool:
+  """Whether mixtures of tokens are fed back: where nothing is said, whenever one token is written after the other."""
+  return (decode or trained_form(parts)) == "ar" if soft_feedback is None else soft_feedback
+
+
 def settings(parts: Parts, decode: str | None, soft_feedback: bool) -> str:
   """How to decode: as the model was trained where nothing is said; UserError for what it cannot do."""
   decode = decode or trained_form(parts)
@@ -135,12 +140,13 @@ def write_objects(variables: Vars, memory: Array, ids: Array, task: str, key: Ar
 
 
 def tokens(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, *, parts: Parts,
-           task: str | None = None, decode: str | None = None, soft_feedback: bool = False, temperature: float = 0.0,
+           task: str | None = None, decode: str | None = None, soft_feedback: bool | None = None, temperature: float = 0.0,
            top_p: float = 0.0, stages: Sequence[float] = STAGES, order: str = "random",
            combine: str = "average") -> dict[str, Array]:
   """What the decoder writes for each image, before it becomes a map or objects; options as in `predict`."""
   del frozen
   task = which(task, parts)
+  soft_feedback = feeds_back(parts, decode, soft_feedback)
   memory, ids = encode(variables, batch, task, parts=parts)
   how = dict(parts=parts, decode=settings(parts, decode, soft_feedback), soft_feedback=soft_feedback,
              temperature=temperature, top_p=top_p)
@@ -193,7 +199,7 @@ def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array
     "keypoints" (B, Q, J, 3).
   """
   task = which(task, parts)
-  soft_feedback = (decode or trained_form(parts)) == "ar" if soft_feedback is None else soft_feedback
+  soft_feedback = feeds_back(parts, decode, soft_feedback)
   how = dict(parts=parts, decode=settings(parts, decode, soft_feedback), soft_feedback=soft_feedback,
              temperature=temperature, top_p=top_p)
   if task in OBJECTS:

@@ -12,6 +12,7 @@ from uvim_like import weights
 from uvim_like.decoding import masked
 from uvim_like.errors import UserError
 from uvim_like.models.ait_transformer import INIT_STD, sine_positions
+from uvim_like.systems import batch_stats
 from uvim_like.systems.ait import losses, predict, sequences, vqvae
 from uvim_like.systems.ait.ait_vocab import JOINTS, TASK_IDS
 from uvim_like.systems.ait.parts import (
@@ -46,7 +47,7 @@ def make(config: Mapping[str, Any]) -> System:
   return System(init=functools.partial(init, parts=parts), loss=functools.partial(loss, parts=parts),
                 predict={"predict": functools.partial(predict.predict, parts=parts),
                          "tokens": functools.partial(predict.tokens, parts=parts)},
-                frozen=frozen,
+                frozen=frozen, advance=batch_stats.advance,
                 load=functools.partial(load, source=source, dont_load=kept) if source else None,
                 label_limits=(classes,) if classes else None, label_key="config.tokenizers.semantics.model.classes")
 
@@ -220,7 +221,7 @@ def loss(variables: Vars, frozen: Any, batch: Batch, key: Array, train: bool, *,
   else:
     logits, state = forward(variables, image, sequence, ids, model_key, train, parts=parts)
   total, metrics = objective(logits, sequence, truth, objects, ids, frozen, parts=parts)
-  return LossOut(total, state, metrics)
+  return LossOut(total, state, metrics, batch_stats.sums(state) if train else ())
 
 
 def objective(logits: Array, sequence: sequences.Sequence, truth: Mapping[str, Array],

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from uvim_like import weights
 from uvim_like.errors import UserError, unknown
 from uvim_like.models.mad import Model, Picture
+from uvim_like.systems import batch_stats
 from uvim_like.systems.base import LossOut, System, Vars
 from uvim_like.systems.fields import build, check_choice
 from uvim_like.systems.mad import autoregressive, inference, losses, masking, sequences
@@ -49,7 +50,7 @@ def make(config: Mapping[str, Any]) -> System:
   parts = Parts(model, vocabulary, objectives)
   source, kept = config.get("model_init"), (config.get("model_load") or {}).get("dont_load", ())
   return System(init=functools.partial(init, parts=parts), loss=functools.partial(loss, parts=parts),
-                predict={"predict": functools.partial(predict, parts=parts)},
+                predict={"predict": functools.partial(predict, parts=parts)}, advance=batch_stats.advance,
                 load=functools.partial(load, source=source, dont_load=kept) if source else None)
 
 
@@ -103,7 +104,7 @@ def loss(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, t
                      stream=index)
     total += objectives.weights[task] * parts.model.decoder_layers * sums.mean
     shown[f"loss_{task}"] = sums.per_example
-  return LossOut(total, state, shown)
+  return LossOut(total, state, shown, batch_stats.sums(state) if train else ())
 
 
 def encode(model: Model, variables: Vars, batch: Mapping[str, Array], key: Array, *,

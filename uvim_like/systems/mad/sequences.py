@@ -205,7 +205,7 @@ def caption_training(captions: Array, draws: masking.CaptionDraws, *, vocabulary
     valid = jnp.any(local > 0, axis=-1, keepdims=True)
     masked = lowest(draws.masks[i], masking.masked_count(local.shape[-1], ratio, _ratio_key(key, i)))
     shown = vocabulary.to_table("captions", local)
-    full = isinstance(ratio, float) and ratio == 1.0
+    full = ratio == 1
     hit = jnp.zeros_like(masked)
     if noise and (noise_masked or not full):
       hit = lowest(draws.noise_place[i] + (masked & (not full)), 1)

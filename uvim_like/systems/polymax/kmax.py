@@ -14,6 +14,7 @@ from uvim_like.models.deeplab import IMAGE_STATS
 from uvim_like.models.kmax import Model, Outputs
 from uvim_like.models.kmax_decoder import HEADS
 from uvim_like.models.kmax_pixel_decoder import BLOCKS
+from uvim_like.systems import batch_stats
 from uvim_like.systems.base import LossOut, System, Vars
 from uvim_like.systems.fields import build, check_choice
 from uvim_like.systems.polymax import head as heads
@@ -40,7 +41,7 @@ def make(config: Mapping[str, Any]) -> System:
   return System(init=functools.partial(store.init, model=model), loss=functools.partial(loss, layers=weight, **shared),
                 predict={"predict": keywords.describe(functools.partial(predict, **shared), rest=head.query_outputs),
                          "maps": functools.partial(maps, **shared)},
-                advance=store.advance, load=load, label_limits=head.label_limits, label_key=head.label_key)
+                advance=batch_stats.advance, load=load, label_limits=head.label_limits, label_key=head.label_key)
 
 
 def make_model(config: Mapping[str, Any], head: Head) -> Model:
@@ -95,7 +96,7 @@ def loss(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, t
   final = {name: term[0] for name, term in terms.items()}
   deep = {f"{name}_layers": jnp.sum(term[1:], axis=0) for name, term in terms.items() if term.shape[0] > 1}
   total = sum(final.values()) + layers * sum(deep.values())
-  return LossOut(jnp.mean(total), state, final | deep, store.batch_stats(state) if train else ())
+  return LossOut(jnp.mean(total), state, final | deep, batch_stats.sums(state) if train else ())
 
 
 def forward(variables: Vars, image: Array, *, model: Model) -> Outputs:

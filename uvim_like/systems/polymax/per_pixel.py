@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from uvim_like import keywords
 from uvim_like.errors import UserError
 from uvim_like.models.deeplab import Model
+from uvim_like.systems import batch_stats
 from uvim_like.systems.base import LossOut, System, Vars
 from uvim_like.systems.fields import build
 from uvim_like.systems.polymax import head as heads
@@ -42,7 +43,7 @@ def make(config: Mapping[str, Any]) -> System:
   shared = dict(model=model, head=head)
   return System(init=functools.partial(store.init, model=model), loss=functools.partial(loss, **shared),
                 predict={"predict": keywords.describe(functools.partial(predict, **shared), rest=head.pixel_outputs)},
-                advance=store.advance, load=load, label_limits=head.label_limits,
+                advance=batch_stats.advance, load=load, label_limits=head.label_limits,
                 label_key=head.label_key and "config.model.outputs")
 
 
@@ -53,7 +54,7 @@ def loss(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, t
   check_labels(batch, head.channels)
   raw, state = store.apply(model, variables, pad(batch["image"]), key, train=train)
   parts = head.pixel_losses(raw, batch["labels"])
-  return LossOut(jnp.mean(sum(parts.values())), state, parts, store.batch_stats(state) if train else ())
+  return LossOut(jnp.mean(sum(parts.values())), state, parts, batch_stats.sums(state) if train else ())
 
 
 def predict(variables: Vars, frozen: Any, batch: Mapping[str, Array], key: Array, *, model: Model, head: Head,

@@ -1,4 +1,4 @@
-"""Variables of PolyMaX's networks: fresh, pretrained, and their batch statistics over micro batches."""
+"""Variables of PolyMaX's networks: fresh and pretrained."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,21 +36,6 @@ def apply(model: nn.Module, variables: Vars, image: Array, key: Array, *, train:
     return model.apply(collections, image), variables.state
   outputs, changed = model.apply(collections, image, train=True, mutable=["state"], rngs={"dropout": key})
   return outputs, changed.get("state", variables.state)
-
-
-def batch_stats(state: Tree) -> Tree:
-  """What `LossOut.stats` holds: sums over micro batches that `advance` finishes."""
-  return {"state": state, "count": jnp.float32(1.0)}
-
-
-def advance(state: Tree, stats: Tree, key: Array) -> Tree:
-  """The running statistics after one step of several micro batches.
-
-  A batch norm sees one micro batch at a time, and normalises by its statistics. So the running ones move once a step,
-  towards the mean of the micro batches' means and variances; with one micro batch this is what the step itself gives.
-  """
-  del state, key
-  return jax.tree.map(lambda total: total / stats["count"], stats["state"])
 
 
 def load(variables: Vars, *, sources: str | Mapping[str, str], encoder: Mapping[str, Any],

@@ -161,6 +161,10 @@ def sequences(variables: Vars, frozen: Vars, batch: Mapping[str, Array], key: Ar
   call = functools.partial(parts.model.apply, {"params": variables.params})
   encoded = call(batch["image"], method="encode")
   if parts.model.masked:
+    given = dict(temperature=temperature, top_k=top_k, top_p=top_p, prompts=prompts is not None,
+                 eos_token=eos_token != autoregressive.NO_END)
+    if ignored := [name for name, value in given.items() if value]:
+      raise UserError(f"predict: {', '.join(ignored)}: a masked language model takes the likeliest words; leave it out")
     legal = ~jnp.isin(jnp.arange(parts.model.vocab_size), jnp.asarray(forbidden, jnp.int32))
     samples = jnp.repeat(encoded, num_samples, axis=0)
     found = masked.decode(functools.partial(_fill, call, samples), key, ratios=tuple(stages), legal=legal, order=order,

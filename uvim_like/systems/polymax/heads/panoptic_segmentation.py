@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from uvim_like.errors import UserError
 from uvim_like.models.kmax_predictor import Prediction
-from uvim_like.ops import mask_losses
+from uvim_like.ops import mask_losses, matching
 from uvim_like.ops.clusters import areas
+from uvim_like.systems.fields import check_choice
 from uvim_like.systems.polymax.head import Head, Terms, options, stacked, weighted
 from uvim_like.systems.polymax.heads import semantic_segmentation
 from uvim_like.systems.polymax.maps import at_masks, to_full
@@ -33,6 +34,7 @@ def make_head(config: Mapping[str, Any]) -> Head:
     raise UserError("config.model.num_classes is missing: the classes of the class head, without 'no object'")
   if head["num_things"] > classes:
     raise UserError(f"config.head.num_things: {head['num_things']} of {classes} classes; nearest: {classes}")
+  check_choice(head["solver"], matching.SOLVERS, where="config.head.solver")
   things = dict(num_classes=int(classes), num_things=int(head["num_things"]))
   return Head(
       value_dim=0, pixel_dim=0, channels=2, num_classes=int(classes),
