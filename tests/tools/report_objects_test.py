@@ -95,6 +95,14 @@ def test_only_persons_have_joints_where_classes_have_names():
   assert [pose is None for pose in poses] == [True, False] and len(set(drawn.values())) == 3
 
 
+def test_without_a_class_of_persons_those_have_joints_that_the_truth_marks():
+  pose = np.full((1, 3, 17, 3), .6, np.float32)
+  pose[:, 0, :, 2] = 0  # of the object of class 1
+  truth = TRUTH | {"keypoints": pose}
+  assert report_objects.jointed_classes(example(truth, truth, names={})) == {2}
+  assert report_objects.jointed_classes(example(truth, truth, names={1: "person", 2: "dog"})) == {1}
+
+
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory):
   path = tmp_path_factory.mktemp("text") / "captions.model"

@@ -108,14 +108,23 @@ def _masks(base: Examples, outputs: Outputs, found: Shown, i: int) -> np.ndarray
 
 
 def _poses(base: Examples, outputs: Outputs, found: Shown, i: int) -> list[np.ndarray | None]:
-  """The joints of each object, None where its class has none; all have some where classes have no names."""
+  """The joints of each object, None where its class has none: a network says some of everything."""
   if "keypoints" not in outputs:
     return []
   height, width = base.image.shape[1:3]
   factors = np.array([height / base.size(i)[0], width / base.size(i)[1], 1.0])
-  known = PERSON in base.names.values()
-  return [np.asarray(outputs["keypoints"][i][slot]) * factors if not known or base.names.get(int(k)) == PERSON else None
+  jointed = jointed_classes(base)
+  return [np.asarray(outputs["keypoints"][i][slot]) * factors if int(k) in jointed else None
           for slot, k in zip(found.slots, found.classes)]
+
+
+def jointed_classes(base: Examples) -> set[int]:
+  """Classes whose joints mean something: persons by name, else those of which the truth marks any."""
+  named = {number for number, name in base.names.items() if name == PERSON}
+  if named or "keypoints" not in base.truth:
+    return named
+  marked = (np.asarray(base.truth["keypoints"])[..., 2] > 0).any(axis=-1)
+  return set(np.asarray(base.truth["classes"])[marked].astype(int).tolist())
 
 
 def found_and_missed(base: Examples, columns: Sequence[Column], shown: int) -> Errors:
