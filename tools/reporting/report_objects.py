@@ -124,7 +124,7 @@ def jointed_classes(base: Examples) -> set[int]:
   if named or "keypoints" not in base.truth:
     return named
   marked = (np.asarray(base.truth["keypoints"])[..., 2] > 0).any(axis=-1)
-  return set(np.asarray(base.truth["classes"])[marked].astype(int).tolist())
+  return set(np.asarray(base.truth["classes"])[marked].astype(int).tolist()) - {0}
 
 
 def found_and_missed(base: Examples, columns: Sequence[Column], shown: int) -> Errors:
