@@ -106,3 +106,22 @@ def test_saved_masks_are_described_as_they_are(tmp_path):
   with pytest.raises(UserError, match="--split: .* is one file"):
     evaluate_files.evaluate("masks", *files, split="val")
   assert evaluate_files.evaluate("masks", *files, options={"kinds": "boxes"}).values["box_AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("listed, found", [(3, 2), (None, 2), (None, None)])
+def test_classes_that_the_predictor_does_not_know_are_missed(tmp_path, listed, found):
+  """Two classes in predictions.json, three in the truth: the third one's pixels are no void."""
+  for folder, ids in (("truth", [[0, 1, 2, 2]]), ("pred", [[0, 1, 0, 0]])):
+    (tmp_path / folder / "semantic").mkdir(parents=True)
+    Image.fromarray(np.array(ids, np.uint8)).save(tmp_path / folder / "semantic" / "a.png")
+  if listed:
+    (tmp_path / "truth" / "classes.txt").write_text("a\nb\nc\n")
+  if found:
+    classes = dict(semantic=dict(categories=[dict(id=i) for i in range(found)]))
+    (tmp_path / "pred" / "predictions.json").write_text(json.dumps(dict(
+        pictures=[dict(name="a", id=0, file="a.png")], classes=classes)))
+  measured = evaluate_files.evaluate("semantic", tmp_path / "pred", tmp_path / "truth")
+  assert measured.values["mIoU"] == pytest.approx((1 / 3 + 1 + 0) / 3) and measured.values["pixel_acc"] == 0.5
+  assert "over the 3 classes of the predictions and the truth" in measured.protocol
+  fewer = evaluate_files.evaluate("semantic", tmp_path / "pred", tmp_path / "truth", options={"num_classes": 2})
+  assert fewer.values["mIoU"] == 1 and "over the 2 classes of" in fewer.protocol   # as asked for

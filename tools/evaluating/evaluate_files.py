@@ -142,13 +142,18 @@ def depth_metric(truth: Truth, predictions: saved.Predictions, options: dict) ->
 
 
 def semantic_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
-  """As many classes as the predictions name, else the truth, else as are found in both."""
-  count = predictions.classes or truth.classes
-  if count is None:
-    found = (READERS[truth.folder](path) for path in truth.maps.values())
-    count = max([*(1 + int(np.max(ids[ids != VOID], initial=0)) for ids in found),
-                 *(int(np.max(predictions.map(name), initial=0)) for name in predictions.maps)])
-  return mean_iou.make(**{"num_classes": count, "target_key": truth.folder, **options})
+  """All classes that the predictions name, the truth lists or has; where neither names any, those found in both.
+
+  A class that the predictor does not know must count as missed: pixels of classes beyond the count would be left out.
+  """
+  if "num_classes" in options:
+    return mean_iou.make(**{"target_key": truth.folder, **options})
+  found = (READERS[truth.folder](path) for path in truth.maps.values())
+  counts = [1 + int(np.max(ids[(ids != VOID) & (ids != saved.WIDE_VOID)], initial=0)) for ids in found]
+  named = [count for count in (predictions.classes, truth.classes) if count is not None]
+  count = max(counts + (named or [int(np.max(predictions.map(name), initial=0)) for name in predictions.maps]))
+  metric = mean_iou.make(**{"target_key": truth.folder, **options, "num_classes": count})
+  return metric._replace(protocol=mean_iou.describe(count, "the predictions and the truth"))
 
 
 def normals_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
