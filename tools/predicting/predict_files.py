@@ -1,8 +1,9 @@
 """Predictions as files that others read: 16-bit depth, label PNGs, COCO's JSON; or as labels to train on."""
 
+import json
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from uvim_like.tasks.classes import ClassTable
 from uvim_like.training import workdir
 
 VOID, WIDE_VOID = 255, 65535   # of label PNGs with 8 and 16 bits
+DOCUMENTS = ("panoptic", "instances", "keypoints", "captions")
 FOLDERS = {"depth": "depth", "semantics": "semantic", "normals": "normals", "color": "color"}
 
 
@@ -56,15 +58,39 @@ class Form(NamedTuple):
   score: float = 0.5
 
 
-def check_form(form: Form) -> None:
-  """Raises UserError when the folder cannot become what is asked for."""
+def check_form(form: Form, *, own: Collection[str] = ()) -> None:
+  """Raises UserError when the folder cannot become what is asked for; `own` pictures may be there (`pictures_of`)."""
   if form.out.exists() and not form.out.is_dir():
     raise UserError(f"--out: '{form.out}' is a file, not a folder")
-  if form.labels and (form.out / "images").is_dir() and any((form.out / "images").iterdir()):
-    raise UserError(f"--out: {form.out / 'images'} holds pictures already, and labels must go with all of them; give "
+  images = form.out / "images"
+  if form.labels and images.is_dir() and any(path.stem not in own for path in images.iterdir()):
+    raise UserError(f"--out: {images} holds pictures already, and labels must go with all of them; give "
                     "an empty folder")
   if form.labels and form.names.semantic is not None and len(form.names.semantic.ids) > VOID:
     raise UserError(f"--labels: {len(form.names.semantic.ids)} classes do not fit semantic/, which has 8 bits")
+
+
+def pictures_of(path: pathlib.Path, index: Mapping[str, Any]) -> frozenset[str]:
+  """Names of the pictures below a folder that the same command wrote before, of whose `index` the file `path` is.
+
+  Nothing where it was another command, or none: whoever repeats one may go on in its folder.
+  """
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (FileNotFoundError, ValueError):
+    return frozenset()
+  same = isinstance(found, dict) and all(found.get(key) == index[key] for key in ("workdir", "step", "labels"))
+  listed = found.get("pictures") if same else None
+  if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+    return frozenset()
+  there, wanted = ([(entry.get("name"), entry.get("file")) for entry in own] for own in (listed, index["pictures"]))
+  return frozenset(name for name, _ in wanted) if there == wanted else frozenset()
+
+
+def clear_documents(form: Form, index: pathlib.Path) -> None:
+  """Removes the lists of an earlier command, where its index is there: their ids are those of its pictures."""
+  for name in DOCUMENTS if index.exists() else ():
+    (form.out / f"{name}.json").unlink(missing_ok=True)
 
 
 def write_one(form: Form, source: Source, results: Mapping[str, Any], *, copy: bool) -> Entries:
