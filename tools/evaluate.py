@@ -3,8 +3,9 @@
   python -m tools.evaluate --workdir=D [--step=K]              all evaluations of the run's config, at any kept step
   python -m tools.evaluate --task=depth --pred=P --gt=G        predictions as tools.predict writes them; no model
 
-G is a folder as trainings read it (images/ is not needed), the folder of the label maps alone, or COCO's JSON. Options
-of the metric: --metric.preset=nyu_eigen, --metric.max_depth=80. Prints a table and writes a JSON file.
+G is a folder as trainings read it (images/ is not needed), the folder of the label maps alone, or COCO's JSON (of
+panoptic maps beside the folder of its name). Options of the metric: --metric.preset=nyu_eigen, --metric.max_depth=80.
+Prints a table and writes a JSON file.
 
 Exit status: 0 done, 2 a mistake that a person must mend (one line says which).
 """

@@ -125,3 +125,25 @@ def test_classes_that_the_predictor_does_not_know_are_missed(tmp_path, listed, f
   assert "over the 3 classes of the predictions and the truth" in measured.protocol
   fewer = evaluate_files.evaluate("semantic", tmp_path / "pred", tmp_path / "truth", options={"num_classes": 2})
   assert fewer.values["mIoU"] == 1 and "over the 2 classes of" in fewer.protocol   # as asked for
+
+
+def test_one_json_file_of_panoptic_maps_and_of_others(tmp_path):
+  """COCO's panoptic_val2017.json lies beside panoptic_val2017/; of maps alone no JSON says anything."""
+  ids = np.zeros((4, 6, 3), np.uint8)
+  ids[:2, :, 0], ids[2:, :, 0] = 1, 2
+  segments = [dict(id=i, category_id=i, area=12, bbox=[0, 2 * i - 2, 6, 2], iscrowd=0) for i in (1, 2)]
+  table = dict(images=[dict(id=1, file_name="a.jpg", height=4, width=6)],
+               annotations=[dict(image_id=1, file_name="a.png", segments_info=segments)],
+               categories=[dict(id=i, name=str(i), isthing=1) for i in (1, 2)])
+  for place, folder in ((tmp_path / "pred", "panoptic"), (tmp_path, "panoptic_val")):
+    (place / folder).mkdir(parents=True)
+    Image.fromarray(ids).save(place / folder / "a.png")
+    (place / f"{folder}.json").write_text(json.dumps(table))
+  truth = tmp_path / "panoptic_val.json"
+  assert evaluate_files.evaluate("panoptic", tmp_path / "pred", truth).values["All_pq"] == 1
+  for task, folder in (("depth", "depth/"), ("normals", "normals/"), ("semantic", "semantic/ or labels/")):
+    with pytest.raises(UserError, match=f"--gt: .*panoptic_val.json' is a file; a folder of {folder} with label maps"):
+      evaluate_files.evaluate(task, tmp_path / "pred", truth)
+  (tmp_path / "panoptic_val").rename(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match="--gt: .* looked for in .*panoptic_val/; there is no such folder"):
+    evaluate_files.evaluate("panoptic", tmp_path / "pred", truth)
