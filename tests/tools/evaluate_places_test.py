@@ -147,3 +147,29 @@ def test_one_json_file_of_panoptic_maps_and_of_others(tmp_path):
   (tmp_path / "panoptic_val").rename(tmp_path / "elsewhere")
   with pytest.raises(UserError, match="--gt: .* looked for in .*panoptic_val/; there is no such folder"):
     evaluate_files.evaluate("panoptic", tmp_path / "pred", truth)
+  (tmp_path / "elsewhere").rename(tmp_path / "panoptic_val")
+  with pytest.raises(UserError, match="--metric.dataset: the classes are those of the truth's own list; leave it out"):
+    evaluate_files.evaluate("panoptic", tmp_path / "pred", truth, options={"dataset": "scenes"})
+
+
+def test_only_kinds_that_the_truth_has_are_scored(tmp_path):
+  """Boxes alone are annotated: masks and joints would score 0 whatever they are."""
+  box = dict(image_id=1, category_id=1, bbox=[0, 0, 4, 4])
+  table = dict(images=[dict(id=1, file_name="a.png", height=8, width=8)], categories=[dict(id=1, name="person")],
+               annotations=[dict(box, id=1, area=16, iscrowd=0)])
+  mask = coco_instances.ap.encode(np.pad(np.ones((4, 4), np.uint8), ((0, 4), (0, 4))))
+  found = dict(box, score=0.5, keypoints=[1, 1, 1] * 17, segmentation=dict(mask, counts=str(mask["counts"], "ascii")))
+  (tmp_path / "truth.json").write_text(json.dumps(table))
+  files = tmp_path / "found.json", tmp_path / "truth.json"
+  files[0].write_text(json.dumps([found]))
+  measured = evaluate_files.evaluate("instances", *files)
+  assert measured.values["box_AP"] == pytest.approx(1)
+  assert not any(name.startswith(("mask", "keypoint")) for name in measured.values)
+  assert measured.protocol.endswith("; predicted masks, keypoints are left out, which the truth does not have")
+  with pytest.raises(UserError, match="--metric.kinds: masks cannot be scored: .*truth.json has boxes alone"):
+    evaluate_files.evaluate("instances", *files, options={"kinds": ["boxes", "masks"]})
+  files[0].write_text(json.dumps([{key: value for key, value in found.items() if key not in ("bbox", "keypoints")}]))
+  with pytest.raises(UserError, match="--pred: masks cannot be scored: .*truth.json has boxes alone"):
+    evaluate_files.evaluate("instances", *files)
+  with pytest.raises(UserError, match="unknown kind 'box'; did you mean 'boxes'"):
+    evaluate_files.evaluate("instances", *files, options={"kinds": "box"})

@@ -53,6 +53,13 @@ class Truth(NamedTuple):
              if thing.points is not None and thing.points[:, 2].any())
     return next(posed, None)
 
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """"boxes", "masks", "keypoints": what is annotated of the objects."""
+    things = [thing for own in (self.table.things or {}).values() for thing in own]
+    has = {"boxes": True, "masks": any(thing.shape for thing in things), "keypoints": self.table.joints > 0}
+    return tuple(kind for kind, there in has.items() if there)
+
   def annotations(self, name: str, *, masks: bool) -> dict[str, Any]:
     """The features of a picture's objects, as the dataset has them."""
     keys = ["image/id", "image/size", *(f"objects/{key}" for key in _OBJECTS)]
