@@ -187,17 +187,18 @@ def write_program(flags: argparse.Namespace, overrides: Sequence[str], name: str
 def compared(run_: runs.Trained, function: Any, folder: pathlib.Path, card: Any, pictures: Sequence[np.ndarray],
              source: str, *, tolerance: float | None, shape: Sequence[str | int]) -> list[Any]:
   """The artefact's answers beside the run's own, told line by line."""
-  from tools.exporting import export_check
+  from tools.exporting import export_check, export_savedmodel
   pictures = export_check.suited(pictures, function.size, function.largest)
   calls = export_check.calls_of(pictures, shape)
+  files = [calls[0][:1]] if card["kind"] == export_savedmodel.KIND else []   # it takes bytes of pictures as well
   relative, needed = export_check.tolerances(run_.config, tolerance)
-  want = export_check.references(run_, function, calls)
+  want = export_check.references(run_, function, [*calls, *files])
   try:
-    got = export_check.run_alone(folder, calls)
+    got = export_check.run_alone(folder, calls, files)
   except export_check.NotRunning as error:
     raise Failed(f"{folder.name} does not run: {error}") from error
   results = export_check.compare(got, want, relative=relative, needed=needed)
-  sizes = ", ".join(str(list(call.shape)) for call in calls)
+  sizes = ", ".join([*(str(list(call.shape)) for call in calls), *("a PNG file" for _ in files)])
   print(f"compared in a process of its own with the run's preprocessing and prediction, on {source}, as {sizes}:")
   for result in results:
     print(result.line())

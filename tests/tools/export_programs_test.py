@@ -280,6 +280,7 @@ def test_savedmodel(run_of, tmp_path, capsys, pictures):
   from PIL import Image
   out = tmp_path / "model"
   assert export_as("savedmodel", run_of("uvim"), out) == 0, capsys.readouterr()
+  assert "a PNG file" in capsys.readouterr().out
   file = io.BytesIO()
   Image.fromarray(pictures[0]).save(file, "PNG")
   model = tf.saved_model.load(str(out))

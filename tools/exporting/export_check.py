@@ -175,8 +175,14 @@ def _at_full_size(name: str, maps: np.ndarray, rows: Sequence[Mapping[str, np.nd
   return np.stack([bring(x, row) for x, row in zip(maps, rows)])
 
 
-def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray],
+              encoded: Sequence[np.ndarray] = ()) -> list[dict[str, np.ndarray]]:
   """What an artefact's own script makes of batches, in a new process that cannot import this code.
+
+  Args:
+    folder: of the artefact.
+    calls: batches of pixels.
+    encoded: batches of one picture, which it gets as PNG files after them.
 
   Raises:
     NotRunning: the process failed; with its last line.
@@ -186,6 +192,10 @@ def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray]) -> list[dict[st
     files = [room / f"call{i}.npy" for i in range(len(calls))]
     for file, call in zip(files, calls):
       np.save(file, call)
+    pngs = [room / f"encoded{i}.png" for i in range(len(encoded))]
+    for file, call in zip(pngs, encoded):
+      Image.fromarray(call[0]).save(file)
+    files += pngs
     out = room / "out"
     whole = folder.resolve()
     command = [sys.executable, "-I", str(whole / SCRIPT), str(whole), str(out), *map(str, files)]
