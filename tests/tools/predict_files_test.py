@@ -14,6 +14,7 @@ from tools.predicting.predict_inputs import Source
 from uvim_like import pictures
 from uvim_like.errors import UserError
 from uvim_like.inference.full_size import Names
+from uvim_like.tasks.classes import ClassTable
 
 SOURCE = Source(pathlib.Path("a.png"), "a", 0)
 
@@ -66,6 +67,20 @@ def test_an_index_of_nothing_is_told(tmp_path):
   (tmp_path / "predictions.json").write_text(json.dumps(dict(pictures=pictures)))
   with pytest.raises(UserError, match="no picture was predicted"):
     prediction_files.read(tmp_path, "depth")
+
+
+def test_joints_beyond_the_picture_are_none(tmp_path):
+  """The canvas of a network is larger; a training refuses a folder with annotations outside their images."""
+  points = [[3, 4, 0.9], [5.5, 2, 0.1], [20, 2, 0.9], [-3, 2, 0.9], [3, 40, 0.2], [-1, 7.5, 0.9]]
+  found = predict_files.visible(np.ravel(points), (6, 8))
+  assert np.reshape(found["keypoints"], (-1, 3)).tolist() == [
+      [3, 4, 2], [5.5, 2, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [-0.5, 7.5, 2]]
+  assert found["num_keypoints"] == 3
+  form = predict_files.Form(tmp_path, Names(None, ClassTable("own", (1,), ("person",), (True,)), 1), labels=True)
+  document = predict_files.annotations(
+      [dict(id=5, width=6, height=8)],
+      [dict(image_id=5, category_id=1, score=0.9, bbox=[0, 0, 3, 4], keypoints=np.ravel(points).tolist())], form)
+  assert document["annotations"][0]["num_keypoints"] == 3
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".gif", ".webp"])

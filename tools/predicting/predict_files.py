@@ -17,10 +17,12 @@ from uvim_like.errors import UserError
 from uvim_like.evaluators import panoptic_quality as pq
 from uvim_like.evaluators.save_predictions import coco_categories, depth_millimetres
 from uvim_like.inference.full_size import Names
+from uvim_like.own_data import tables
 from uvim_like.scenes.people import SKELETON
 from uvim_like.tasks.classes import ClassTable
 from uvim_like.training import workdir
 
+EDGE = 1.0   # pixels beyond the edge at which a joint is still one of the picture, and brought to the edge
 VOID, WIDE_VOID = 255, 65535   # of label PNGs with 8 and 16 bits
 DOCUMENTS = ("panoptic", "instances", "keypoints", "captions")
 FOLDERS = {"depth": "depth", "semantics": "semantic", "normals": "normals", "color": "color"}
@@ -243,13 +245,13 @@ def annotations(images: Sequence[dict], objects: Sequence[dict], form: Form) -> 
 
   A detection whose mask is empty is none.
   """
-  found = []
+  found, sizes = [], {image["id"]: (image["width"], image["height"]) for image in images}
   for detection in (d for d in objects if d["score"] >= form.score):
     x, y, w, h = detection["bbox"]
     area = float(rle.area(detection["segmentation"])) if "segmentation" in detection else w * h
     if not area:
       continue
-    points = _visible(detection["keypoints"]) if "keypoints" in detection else {}
+    points = visible(detection["keypoints"], sizes[detection["image_id"]]) if "keypoints" in detection else {}
     found.append({"id": len(found) + 1, **detection, **points, "area": area, "iscrowd": 0})
   table, label = form.names.objects, form.names.person
   person = {"keypoints": list(joints.NAMES), "skeleton": [list(bone) for bone in SKELETON]}
@@ -258,8 +260,14 @@ def annotations(images: Sequence[dict], objects: Sequence[dict], form: Form) -> 
   return {"images": list(images), "annotations": found, "categories": categories}
 
 
-def _visible(points: Sequence[float]) -> dict[str, Any]:
-  """Predicted joints as an annotation: 2 visible, 1 hidden, by the probability of being visible."""
+def visible(points: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
+  """Predicted joints as an annotation: 2 visible, 1 hidden, by the probability of being visible.
+
+  A joint beyond the picture (W, H) is none, all zeros: networks place them on a canvas that is larger.
+  """
   rows = np.reshape(points, (-1, 3))
+  inside = np.clip(rows[:, :2], -tables.HALF, np.asarray(size) - tables.HALF)
+  there = (np.abs(rows[:, :2] - inside) <= EDGE).all(axis=1, keepdims=True)
   flags = np.where(rows[:, 2:] >= 0.5, 2.0, 1.0)
-  return {"keypoints": np.concatenate([rows[:, :2], flags], axis=1).ravel().tolist(), "num_keypoints": len(rows)}
+  marked = np.where(there, np.concatenate([inside, flags], axis=1), 0.0)
+  return {"keypoints": marked.ravel().tolist(), "num_keypoints": int(there.sum())}
