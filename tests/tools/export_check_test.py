@@ -1,5 +1,6 @@
 """Parts of the export: what is compared and how, which evaluations go into a program, full-size maps."""
 
+import functools
 import io
 import pathlib
 
@@ -99,6 +100,22 @@ def test_pictures_are_the_runs_own_or_else_drawn(monkeypatch):
   monkeypatch.setattr(export_check, "_from_data", _no_data)
   found, source = export_check.pictures_of(run, view)
   assert [x.shape for x in found] == [(16, 16, 3)] * 2 and "generated rooms (no data here)" in source
+
+
+def test_drawn_rooms_say_nothing_about_the_size_of_the_runs_pictures():
+  """A network without a size of its own would be fixed at theirs; one with a canvas has it."""
+  pictures = [np.zeros((6, 8, 3), np.uint8)]
+  assert export_check.size_of(pictures, "folder, the split of 'val'") == (6, 8)
+  assert export_check.size_of(pictures, "generated rooms (no data here)") is None
+  sizes = {}
+  for spec in ("polymax/semantic.py:scenes,runlocal,res=32", "ait/depth.py:scenes,runlocal"):
+    config = config_of(spec)
+    config[config.evals[0][0]].pp = 'decode|value_range(-1, 1)|keep("image")'   # pictures keep their size
+    program, chosen = export_function.select(config, config.evals[0][0])
+    sizes[spec[:3]] = functools.partial(export_function.fixed_size, config, program, chosen, picture=None)
+  with pytest.raises(UserError, match="--input_size=HxW is needed: .* are not at hand"):
+    sizes["pol"](size=None)
+  assert sizes["pol"](size=(20, 30)) == (20, 30) and sizes["ait"](size=None) is not None
 
 
 def _no_data(*_):
