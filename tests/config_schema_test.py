@@ -174,6 +174,25 @@ def test_an_evaluator_of_one_part_of_a_mixture_looks_where_that_part_lies(places
   assert configs.with_defaults(config).val.data_dir == wanted
 
 
+@pytest.mark.parametrize(("override", "wanted"), [
+    ("data_dir=/new/coco;/new/nyu", ("/new/coco", "/new/nyu", "/mine")), ("data_dir=/one", ("/one", "/one", "/mine")),
+    ("depth.data_dir=/other", ("/coco", "/other", "/mine")), ("seed=3", ("/coco", "/nyu", "/mine"))])
+def test_evaluations_of_a_stored_config_follow_an_override(override, wanted):
+  """A stored config has every block's own place, as it was: that of its part of a mixture."""
+  block = dict(split="test", pp="decode")
+  config = changed(stage_one(), dataset="60*coco_instances; 4*nyu", data_dir="/coco;/nyu", batch_size=8,
+                   evals=[("objects", "coco_instances"), ("depth", "nyu_depth"), ("own", "nyu_depth")],
+                   objects=dict(block, dataset="coco_instances"), depth=dict(block, dataset="nyu"),
+                   own=dict(block, dataset="nyu", data_dir="/mine", batch_size=2))
+  stored = configs.with_defaults(config)
+  moved = configs.from_json(configs.to_json(stored))
+  for text in (override, "batch_size=16"):
+    configs.override(moved, text)
+  found = configs.inherited(configs.with_defaults(moved), stored)
+  assert (found.objects.data_dir, found.depth.data_dir, found.own.data_dir) == wanted
+  assert (found.objects.batch_size, found.own.batch_size) == (16, 2) and found.evals == stored.evals
+
+
 @pytest.mark.parametrize(("value", "place"), [
     ({"f": [print]}, "config.optax.f.0"), ({"x": float("nan")}, "config.optax.x"),
     ({"p": [{1: 2}]}, "config.optax.p.0.1")])

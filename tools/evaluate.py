@@ -3,8 +3,9 @@
   python -m tools.evaluate --workdir=D [--step=K]              all evaluations of the run's config, at any kept step
   python -m tools.evaluate --task=depth --pred=P --gt=G        predictions as tools.predict writes them; no model
 
-G is a folder as trainings read it (images/ is not needed), the folder of the label maps alone, or COCO's JSON. Options
-of the metric: --metric.preset=nyu_eigen, --metric.max_depth=80. Prints a table and writes a JSON file.
+G is a folder as trainings read it (images/ is not needed), the folder of the label maps alone, or COCO's JSON (of
+panoptic maps beside the folder of its name). Options of the metric: --metric.preset=nyu_eigen, --metric.max_depth=80.
+Prints a table and writes a JSON file.
 
 Exit status: 0 done, 2 a mistake that a person must mend (one line says which).
 """
@@ -36,12 +37,10 @@ def run(argv: Sequence[str]) -> None:
   words, metric = metric_options(argv)
   overrides, rest = shell.overrides_of_run(words)
   options = parse(rest)
-  if options.workdir is not None:
-    title, out, measured = of_run(options, overrides, metric)
-  else:
-    title, out, measured = of_files(options, overrides, metric)
+  measure = of_files if options.workdir is None else of_run
+  title, out, measured = measure(options, overrides, metric)
   print(text(title, measured))
-  write(out, title, measured)
+  write(out, title, measured, overrides)
   print(f"\n{out}")
 
 
@@ -71,8 +70,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("--pred", help="folder of predictions")
   parser.add_argument("--gt", help="folder of the truth")
   parser.add_argument("--split", help="only this split of the truth: every picture of it must have a prediction")
-  parser.add_argument("--out", help="JSON file; default: evaluation_<step>.json in the workdir, or evaluation.json in "
-                      "--pred")
+  parser.add_argument("--out", help="JSON file; default: evaluation_<step>.json in the workdir, with more in its name "
+                      "for some evaluations or a changed config; or evaluation.json in --pred")
   options = parser.parse_args(words)
   files = {"--task": options.task, "--pred": options.pred, "--gt": options.gt, "--split": options.split}
   run = {"--step": options.step, "--evals": options.evals}
@@ -97,9 +96,11 @@ def of_run(options: argparse.Namespace, overrides: Sequence[str],
     raise UserError(f"{METRIC}{next(iter(metric))}: a run is evaluated as its config says; change that by "
                     f"--config.<evaluation>.metric.{next(iter(metric))}=…")
   from tools.evaluating import evaluate_run  # jax and a model: saved predictions need neither
-  run, measured = evaluate_run.evaluate(options.workdir, step=options.step, overrides=overrides,
-                                        only=[name for name in options.evals.split(",") if name])
-  out = pathlib.Path(options.out).expanduser() if options.out else run.workdir / f"evaluation_{run.step}.json"
+  only = [name for name in options.evals.split(",") if name]
+  run, measured = evaluate_run.evaluate(options.workdir, step=options.step, overrides=overrides, only=only)
+  # All evaluations of the run as it is have the plain name, which others must not take.
+  usual = "_".join(["evaluation", str(run.step), *only, *(["changed"] if overrides else [])])
+  out = pathlib.Path(options.out).expanduser() if options.out else run.workdir / f"{usual}.json"
   return f"{run.workdir}: {run.config.model_name} after {run.step} steps", out, measured
 
 

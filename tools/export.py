@@ -28,6 +28,7 @@ import numpy as np
 from tools import shell
 from tools.exporting import export_card, export_flags, export_weights
 from tools.exporting.export_flags import FILES, PROGRAMS, SUFFIXES
+from uvim_like import config as configs
 from uvim_like.errors import UserError
 from uvim_like.training import trained as runs
 
@@ -161,11 +162,11 @@ def write_program(flags: argparse.Namespace, overrides: Sequence[str], name: str
   from tools.exporting import export_check, export_function, export_program, export_savedmodel
   if name == "savedmodel":
     export_savedmodel.check_available()
-  run_ = runs.restore(flags.workdir, step=flags.step, overrides=overrides)
+  run_ = restored(flags, overrides, flags.step)
   views = export_function.select(run_.config, flags.view)[1]
   pictures, source = export_check.pictures_of(run_, views[0])
   function = export_function.make(run_, view=flags.view, size=flags.input_size, full_size=flags.full_size,
-                                  picture=pictures[0].shape[:2])
+                                  picture=export_check.size_of(pictures, source))
   lowered = export_function.lower(function)
   writer = export_program if name == "stablehlo" else export_savedmodel
   with staged(path) as room:
@@ -184,20 +185,27 @@ def write_program(flags: argparse.Namespace, overrides: Sequence[str], name: str
   print(f"wrote {path}")
 
 
+def restored(flags: argparse.Namespace, overrides: Sequence[str], step: int | None) -> runs.Trained:
+  """The run at a step; its evaluations look where an override says that the data lies now."""
+  found = runs.restore(flags.workdir, step=step, overrides=overrides)
+  return found._replace(config=configs.inherited(found.config, runs.read_config(found.workdir)))
+
+
 def compared(run_: runs.Trained, function: Any, folder: pathlib.Path, card: Any, pictures: Sequence[np.ndarray],
              source: str, *, tolerance: float | None, shape: Sequence[str | int]) -> list[Any]:
   """The artefact's answers beside the run's own, told line by line."""
-  from tools.exporting import export_check
+  from tools.exporting import export_check, export_savedmodel
   pictures = export_check.suited(pictures, function.size, function.largest)
   calls = export_check.calls_of(pictures, shape)
+  files = [calls[0][:1]] if card["kind"] == export_savedmodel.KIND else []   # it takes bytes of pictures as well
   relative, needed = export_check.tolerances(run_.config, tolerance)
-  want = export_check.references(run_, function, calls)
+  want = export_check.references(run_, function, [*calls, *files])
   try:
-    got = export_check.run_alone(folder, calls)
+    got = export_check.run_alone(folder, calls, files)
   except export_check.NotRunning as error:
     raise Failed(f"{folder.name} does not run: {error}") from error
   results = export_check.compare(got, want, relative=relative, needed=needed)
-  sizes = ", ".join(str(list(call.shape)) for call in calls)
+  sizes = ", ".join([*(str(list(call.shape)) for call in calls), *("a PNG file" for _ in files)])
   print(f"compared in a process of its own with the run's preprocessing and prediction, on {source}, as {sizes}:")
   for result in results:
     print(result.line())
@@ -262,14 +270,14 @@ def check_program(flags: argparse.Namespace, overrides: Sequence[str], path: pat
     raise Failed(str(error)) from error
   if text := export_card.damage(path, card):
     raise Failed(f"{path}: {text}")
-  run_ = runs.restore(flags.workdir, step=flags.step, overrides=overrides)
+  run_ = restored(flags, overrides, flags.step)
   if flags.step is None and run_.step != card["trained"]["step"]:
-    run_ = runs.restore(flags.workdir, step=card["trained"]["step"], overrides=overrides)
+    run_ = restored(flags, overrides, card["trained"]["step"])
   views = [entry["view"] for entry in card["prediction"]]
   pictures, source = export_check.pictures_of(run_, export_function.select(run_.config, views[0])[1][0])
   function = export_function.make(run_, view=views[0] if len(views) == 1 else None,
                                   size=card["size"] and tuple(card["size"]), full_size=card["full_size"],
-                                  picture=pictures[0].shape[:2])
+                                  picture=export_check.size_of(pictures, source))
   results = compared(run_, function, path, card, pictures, source, tolerance=flags.tolerance,
                      shape=card["inputs"]["pixels"]["shape"])
   if bad := [result for result in results if not result.passed]:

@@ -178,7 +178,7 @@ def run(flags: argparse.Namespace, config: Any) -> None:
     raise UserError(f"{flags.src}: does not fit the model of the config: {report.line()}; nothing is written "
                     "(--dont_load=REGEX,… leaves names at their initial value)")
   merged, _ = weights.merge(initial(system, config, report.kept), loaded, keep, where=flags.src)
-  weights.save_npz(pathlib.Path(flags.out), merged)
+  weights.save_npz(pathlib.Path(flags.out).expanduser(), merged)
   print(f"wrote {flags.out}")
 
 

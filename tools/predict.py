@@ -12,6 +12,8 @@
 `--labels` writes the same as a folder to train on: images/ beside PNGs, and annotations in instances.json and
 captions.json.
 
+A command that is stopped leaves the lists of what is done, and predictions.json says what is not.
+
 Exit status: 0 all pictures done; 1 some could not be read or predicted, each with its line, the others are done; 2 a
 mistake that a person must mend before anything starts.
 """
@@ -40,6 +42,7 @@ from uvim_like.own_data import layout
 from uvim_like.training import workdir as workdirs
 
 INDEX = "predictions.json"
+NOT_REACHED = "not predicted: the command was stopped before"
 SHOWN = 3   # names in a line about files that are left out
 
 
@@ -114,15 +117,24 @@ def run(options: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
                       overrides=overrides)
   train.use_compilation_cache(model.trained.config.compilation_cache)
   form = predict_files.Form(out, models.names_of(model), npz=options.npz, labels=options.labels, score=options.score)
-  predict_files.check_form(form)
+  entries: dict[int, predict_files.Entries] = {}
+  failed: dict[int, str] = {}
+  about = functools.partial(index, model, inputs, form, entries, failed, options)
+  predict_files.check_form(form, own=predict_files.pictures_of(out / INDEX, about()))
   for line in introduction(model, inputs):
     print(line)
   size = options.batch_size or min(model.batch_size, len(inputs.sources))
-  entries, failed = predict(model, inputs.sources, form, batch_size=size, read=functools.partial(
-      readers.read, dataset=model.trained.config.dataset), score=options.score if options.overlay else None)
-  out.mkdir(parents=True, exist_ok=True)
-  documents = predict_files.write_documents(form, [entries[i] for i in sorted(entries)])
-  workdirs.write_json(out / INDEX, index(model, inputs, form, entries, failed, options))
+  predict_files.clear_documents(form, out / INDEX)
+  workdirs.write_json(out / INDEX, about())   # an earlier command's would vouch for files that are overwritten now
+  try:
+    predict(model, inputs.sources, form, entries, failed, batch_size=size, read=functools.partial(
+        readers.read, dataset=model.trained.config.dataset), score=options.score if options.overlay else None)
+  finally:
+    documents = predict_files.write_documents(form, [entries[i] for i in sorted(entries)])
+    workdirs.write_json(out / INDEX, about())
+    if left := len(inputs.sources) - len(entries) - len(failed):
+      print(f"predict: stopped before {left} of {len(inputs.sources)} pictures, which {out / INDEX} names",
+            file=sys.stderr)
   print(f"{len(entries)} of {len(inputs.sources)} pictures in {time.perf_counter() - began:.1f} s: "
         f"{', '.join(sorted({p.name + '/' for p in out.iterdir() if p.is_dir()}) + documents)} in {out}")
   return len(failed)
@@ -146,23 +158,21 @@ def introduction(model: models.Model, inputs: predict_inputs.Inputs) -> Iterator
     yield f"{len(inputs.skipped)} files without the suffix of a picture left out: {names}{more}"
 
 
-def predict(model: models.Model, sources: Sequence[Source], form: predict_files.Form, *, batch_size: int,
-            read: Callable[[pathlib.Path], np.ndarray],
-            score: float | None) -> tuple[dict[int, predict_files.Entries], dict[int, str]]:
+def predict(model: models.Model, sources: Sequence[Source], form: predict_files.Form,
+            entries: dict[int, predict_files.Entries], failed: dict[int, str], *, batch_size: int,
+            read: Callable[[pathlib.Path], np.ndarray], score: float | None) -> None:
   """Reads, predicts and writes all pictures, a line on the error stream for each that fails.
 
   Args:
     model: of `models.load`.
     sources: the pictures.
     form: of the files.
+    entries: filled with what each picture adds to the JSON files, by position: known when the command is stopped, too.
+    failed: filled with why others failed, the same.
     batch_size: pictures at a time.
     read: a file to uint8 (H, W, 3).
     score: of objects in overlays, at least; None for no overlays.
-
-  Returns:
-    What each picture adds to the JSON files, and why others failed, both by position.
   """
-  entries, failed = {}, {}
   with tqdm(total=len(sources), unit="picture", desc="predict", file=sys.stderr, disable=None) as bar:
     for position, found in models.predict_all(model, readable(sources, read, failed, bar), batch_size=batch_size):
       source = sources[position]
@@ -176,7 +186,6 @@ def predict(model: models.Model, sources: Sequence[Source], form: predict_files.
         path.parent.mkdir(parents=True, exist_ok=True)
         overlay.overlay(found, form.names, score=score).save(path)
       bar.update()
-  return entries, failed
 
 
 def trains_as(path: pathlib.Path, image: np.ndarray) -> bool:
@@ -209,16 +218,16 @@ def fail(failed: dict[int, str], position: int, message: str, bar: tqdm) -> None
 def index(model: models.Model, inputs: predict_inputs.Inputs, form: predict_files.Form,
           entries: dict[int, predict_files.Entries], failed: dict[int, str],
           options: argparse.Namespace) -> dict[str, Any]:
-  """What is written beside the results: where they come from."""
+  """What is written beside the results: where they come from. A picture that was not reached has an error as well."""
   tables = {key: {"name": table.name, "categories": predict_files.coco_categories(table)}
             for key, table in (("semantic", form.names.semantic), ("objects", form.names.objects)) if table is not None}
   return {
       "workdir": str(model.trained.workdir), "step": model.trained.step, "model_name": model.trained.config.model_name,
       "task": model.trained.config.task, "temperature": options.temperature, "decode": options.decode,
-      "samples": options.samples, "classes": tables,
+      "samples": options.samples, "labels": form.labels, "classes": tables,
       "pictures": [{"name": source.name, "id": source.number, "file": str(source.path),
                     **({"height": entries[i].image["height"], "width": entries[i].image["width"]} if i in entries else
-                       {"error": failed[i]})} for i, source in enumerate(inputs.sources)]}
+                       {"error": failed.get(i, NOT_REACHED)})} for i, source in enumerate(inputs.sources)]}
 
 
 if __name__ == "__main__":

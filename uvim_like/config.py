@@ -18,13 +18,13 @@ from typing import Any
 import ml_collections as mlc
 
 from uvim_like.config_json import diff, from_json, plain, to_json
-from uvim_like.config_schema import EVAL_SCHEMA, SCHEMA, TEXT, check, eval_blocks, resolve, with_defaults
+from uvim_like.config_schema import EVAL_SCHEMA, SCHEMA, TEXT, check, eval_blocks, inherited, resolve, with_defaults
 from uvim_like.errors import UserError, suggest, unknown
 from uvim_like.own_data import form
 from uvim_like.own_data.facts import as_arguments
 
-__all__ = ["ROOT", "EVAL_SCHEMA", "SCHEMA", "check", "diff", "from_json", "load_file", "override", "plain", "resolve",
-           "split_argv", "to_json", "with_defaults"]
+__all__ = ["ROOT", "EVAL_SCHEMA", "SCHEMA", "check", "diff", "from_json", "inherited", "load_file", "override", "plain",
+           "resolve", "split_argv", "to_json", "with_defaults"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 log = logging.getLogger(__name__)

@@ -164,6 +164,28 @@ def place_of(dataset: str, config: Mapping[str, Any]) -> str | None:
   return config["data_dir"]
 
 
+def inherited(config: mlc.ConfigDict, stored: mlc.ConfigDict) -> mlc.ConfigDict:
+  """A run's config with overrides, from which evaluations take over what they took over before, as `with_defaults`.
+
+  A stored config has these values in every block, where an override of the training's own would not reach them.
+
+  Args:
+    config: with overrides and defaults.
+    stored: as the run has it, with defaults.
+  """
+  config = mlc.ConfigDict(plain(config))
+  for name, _ in config.evals:
+    block, old = config[name], stored.get(name)
+    if old is None:
+      continue
+    for key in ("dataset", "batch_size"):
+      if old[key] == stored[key] and block[key] == old[key]:
+        block[key] = config[key]
+    if old.data_dir == place_of(old.dataset, stored) and block.data_dir == old.data_dir:
+      block.data_dir = place_of(block.dataset, config)
+  return config
+
+
 def _fill(block: mlc.ConfigDict, defaults: Mapping[str, Any]) -> None:
   for key, default in defaults.items():
     if default is not REQUIRED and (key not in block or block[key] is None):

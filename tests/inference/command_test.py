@@ -11,6 +11,7 @@ from pycocotools import mask as rle
 
 from pp_ops import pipeline
 from tools import predict
+from tools.predicting import predict_files
 from uvim_like.evaluators import panoptic_quality as pq
 from uvim_like.inference import model as models
 
@@ -226,6 +227,32 @@ def test_labels_need_an_empty_folder(workdir_of, data_dir, tmp_path, capsys):
   (tmp_path / "images" / "other.png").write_bytes(b"")
   assert run(workdir_of("deeplab_semantic"), tmp_path, "--image", *some(data_dir, 1), "--labels") == 2
   assert "holds pictures already" in capsys.readouterr().err
+
+
+def test_a_stopped_command_says_what_is_missing_and_goes_on(workdir_of, data_dir, tmp_path, capsys, monkeypatch):
+  """Its index vouches for no file of an earlier command, and the same command may use the folder of labels again."""
+  pictures, write_one = some(data_dir), predict_files.write_one
+  words = ["--image", *pictures, "--labels", "--overlay=false"]
+  (tmp_path / "predictions.json").write_text('{"pictures": []}')
+  (tmp_path / "captions.json").write_text("[]")   # of the earlier command
+
+  def stop_at_the_last(form, source, *args, **kwargs):
+    if source.path == pictures[-1]:
+      raise KeyboardInterrupt
+    return write_one(form, source, *args, **kwargs)
+
+  monkeypatch.setattr(predict_files, "write_one", stop_at_the_last)
+  with pytest.raises(KeyboardInterrupt):
+    run(workdir_of("deeplab_semantic"), tmp_path, *words)
+  assert "predict: stopped before 1 of 3 pictures" in capsys.readouterr().err
+  index = json.loads((tmp_path / "predictions.json").read_text())
+  assert [p["file"] for p in index["pictures"] if "error" in p] == [str(pictures[-1])]
+  assert not (tmp_path / "captions.json").exists() and (tmp_path / "classes.txt").exists()
+  monkeypatch.setattr(predict_files, "write_one", write_one)
+  assert run(workdir_of("deeplab_semantic"), tmp_path, "--image", pictures[-1], "--labels") == 2   # another command
+  assert run(workdir_of("deeplab_semantic"), tmp_path, *words) == 0
+  index = json.loads((tmp_path / "predictions.json").read_text())
+  assert not any("error" in p for p in index["pictures"]) and len(list((tmp_path / "images").iterdir())) == 3
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

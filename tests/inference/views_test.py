@@ -63,6 +63,9 @@ def test_options_over_those_of_the_evaluation():
   assert views.with_options(view, config_of()).options == view.options
   mad = views.with_options(view._replace(options={}), config_of("mad.decoder"), decode="one_stage")
   assert set(mad.options["stages"].values()) == {(1.0,)}
+  single = view._replace(options={"stages": {"keypoints": (1.0,), "captions": (1.0, 0.5)}})
+  mad = views.with_options(single, config_of("mad.decoder"), decode="masked")   # keypoints in the system's own stages
+  assert mad.options == {"stages": {"captions": (1.0, 0.5)}}
   autoregressive = config_of("mad.decoder", objectives=dict(form="autoregressive"))
   greedy = views.with_options(view._replace(options={}), autoregressive, temperature=0)
   assert set(greedy.options["top_p"].values()) == {0.0}
@@ -77,6 +80,15 @@ def test_forms_that_a_system_does_not_have():
                                    ("uvim.vit", {"temperature": 1.0}, "does not sample")):
     with pytest.raises(UserError, match=message):
       views.with_options(view, config_of(system), **options)
+
+
+def test_a_masked_language_model_has_samples_and_no_temperature():
+  view, config = View("val", "nyu_depth", "", "predict", {}, {}, 1), config_of()
+  config.model.masked = True
+  for temperature in (0, 1):
+    with pytest.raises(UserError, match="--temperature: a masked language model takes the likeliest words"):
+      views.with_options(view, config, temperature=temperature)
+  assert views.with_options(view, config, samples=2).options == {"num_samples": 2}
 
 
 def test_sizes():

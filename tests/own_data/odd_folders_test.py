@@ -8,8 +8,10 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from tools.checking import check_files
+from tools.checking.check_data import Options
 from uvim_like.errors import UserError
-from uvim_like.own_data import facts, form, layout
+from uvim_like.own_data import facts, form, layout, tables
 from uvim_like.own_data.check import alike
 from uvim_like.own_data.files import read_place
 
@@ -247,3 +249,38 @@ def test_panoptic_categories_begin_with_one(streets):
   assert mistakes(streets, "panoptic")[1] == [
       "everything/panoptic.json: categories[0]: id of a category too small: 0: ids of panoptic categories begin with 1; "
       "add 1 to all of them, in 'segments_info' too"]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write_table(path, annotations, categories=None):
+  images = [dict(id=i, file_name=f"{name}.jpg", height=SIZE[0], width=SIZE[1]) for i, name in enumerate(NAMES)]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(dict(images=images, annotations=annotations) | (
+      {"categories": categories} if categories else {})))
+
+
+def test_a_table_of_captions_is_known_by_its_place_not_by_its_name(tmp_path):
+  """captions/train.json beside images/train/: captions have no categories."""
+  for part in ("train", "val"):
+    for name in NAMES:
+      save(tmp_path / "images" / part / f"{name}.jpg", np.zeros((*SIZE, 3), np.uint8))
+    write_table(tmp_path / "captions" / f"{part}.json",
+                [dict(id=i, image_id=i, caption="a road") for i in range(len(NAMES))])
+  assert read(tmp_path, "captions").arguments is not None
+  total, problems = check_files.check(str(tmp_path), coco=False, options=Options())
+  assert total == 2 * len(NAMES) and problems == []
+
+
+def test_null_of_a_table_is_none(tmp_path):
+  for name in NAMES:
+    save(tmp_path / "images" / f"{name}.jpg", np.zeros((*SIZE, 3), np.uint8))
+  things = [dict(id=i + 1, image_id=i, category_id=1, bbox=[1, 1, 3, 3], area=9, iscrowd=0, segmentation=None,
+                 keypoints=None) for i in range(len(NAMES))]
+  write_table(tmp_path / "instances.json", things, [dict(id=1, name="cup")])
+  total, problems = check_files.check(str(tmp_path), coco=False, options=Options())
+  assert total == len(NAMES) and problems == []
+  table = tables.load(None, {"instances": epath.Path(tmp_path / "instances.json")})
+  (thing,) = table.things[0]
+  assert thing.shape == () and thing.points is None and table.joints == 0

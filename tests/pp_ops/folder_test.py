@@ -163,7 +163,7 @@ def test_the_range_ends_just_above_the_largest_depth(highest, limit):
 
 
 @pytest.mark.parametrize(("name", "text", "count", "last"), [
-    ("classes.txt", "road\nsky\n\ncar\nunseen\n", 4, "unseen"), ("classes.json", '["road", "sky", "car"]', 3, "car"),
+    ("classes.txt", "road\nsky\n car\nunseen\n\n \n", 4, "unseen"), ("classes.json", '["road", "sky", "car"]', 3, "car"),
     ("classes.json", '{"0": "road", "2": "car", "255": "void"}', 3, "car"),
     ("classes.json", '{"classes": [{"id": 3, "name": "dog"}, {"id": 0, "name": "road"}]}', 4, "dog")])
 def test_names_of_classes(tmp_path, name, text, count, last):
@@ -172,6 +172,14 @@ def test_names_of_classes(tmp_path, name, text, count, last):
   found = facts.read(str(tmp_path), {"semantic"}, progress=False)
   assert found.arguments["classes"] == count == len(found.class_names["semantic"])
   assert found.class_names["semantic"][-1] == last
+
+
+@pytest.mark.parametrize(("text", "line"), [("road\nsky\n\ncar\n", 3), ("\nroad\nsky\ncar\n", 1)])
+def test_a_line_without_a_name_would_move_the_ids_below_it(tmp_path, text, line):
+  fill(tmp_path, NAMES[:9])
+  (tmp_path / "classes.txt").write_text(text)
+  with pytest.raises(UserError, match=f"classes.txt: line {line} is empty, .* or write 'class {line - 1}' where"):
+    facts.read(str(tmp_path), {"semantic"}, progress=False)
 
 
 def test_semantic_maps_come_before_labels(tmp_path):

@@ -77,6 +77,15 @@ def test_void_is_no_class_and_without_classes_nothing_is_out_of_range(folder):
   assert found(folder, classes=(11,)) == {("train/b", "label out of range")}
 
 
+def test_the_folders_own_list_of_classes_counts(folder):
+  """As in a training; what a person says of the classes goes first."""
+  (folder / "classes.txt").write_text("".join(f"class {i}\n" for i in range(11)))
+  assert found(folder) == set()
+  save(folder / "labels" / "b.png", np.full(SIZE[::-1], 12, np.uint8))
+  assert found(folder) == {("train/b", "label out of range")}
+  assert found(folder, classes=(13,)) == set()
+
+
 def test_picture_that_claims_too_many_pixels(folder):
   data = bytearray((folder / "images" / "a.png").read_bytes())
   data[16:24] = (60_000).to_bytes(4, "big") * 2

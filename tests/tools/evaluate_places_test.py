@@ -106,3 +106,70 @@ def test_saved_masks_are_described_as_they_are(tmp_path):
   with pytest.raises(UserError, match="--split: .* is one file"):
     evaluate_files.evaluate("masks", *files, split="val")
   assert evaluate_files.evaluate("masks", *files, options={"kinds": "boxes"}).values["box_AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("listed, found", [(3, 2), (None, 2), (None, None)])
+def test_classes_that_the_predictor_does_not_know_are_missed(tmp_path, listed, found):
+  """Two classes in predictions.json, three in the truth: the third one's pixels are no void."""
+  for folder, ids in (("truth", [[0, 1, 2, 2]]), ("pred", [[0, 1, 0, 0]])):
+    (tmp_path / folder / "semantic").mkdir(parents=True)
+    Image.fromarray(np.array(ids, np.uint8)).save(tmp_path / folder / "semantic" / "a.png")
+  if listed:
+    (tmp_path / "truth" / "classes.txt").write_text("a\nb\nc\n")
+  if found:
+    classes = dict(semantic=dict(categories=[dict(id=i) for i in range(found)]))
+    (tmp_path / "pred" / "predictions.json").write_text(json.dumps(dict(
+        pictures=[dict(name="a", id=0, file="a.png")], classes=classes)))
+  measured = evaluate_files.evaluate("semantic", tmp_path / "pred", tmp_path / "truth")
+  assert measured.values["mIoU"] == pytest.approx((1 / 3 + 1 + 0) / 3) and measured.values["pixel_acc"] == 0.5
+  assert "over the 3 classes of the predictions and the truth" in measured.protocol
+  fewer = evaluate_files.evaluate("semantic", tmp_path / "pred", tmp_path / "truth", options={"num_classes": 2})
+  assert fewer.values["mIoU"] == 1 and "over the 2 classes of" in fewer.protocol   # as asked for
+
+
+def test_one_json_file_of_panoptic_maps_and_of_others(tmp_path):
+  """COCO's panoptic_val2017.json lies beside panoptic_val2017/; of maps alone no JSON says anything."""
+  ids = np.zeros((4, 6, 3), np.uint8)
+  ids[:2, :, 0], ids[2:, :, 0] = 1, 2
+  segments = [dict(id=i, category_id=i, area=12, bbox=[0, 2 * i - 2, 6, 2], iscrowd=0) for i in (1, 2)]
+  table = dict(images=[dict(id=1, file_name="a.jpg", height=4, width=6)],
+               annotations=[dict(image_id=1, file_name="a.png", segments_info=segments)],
+               categories=[dict(id=i, name=str(i), isthing=1) for i in (1, 2)])
+  for place, folder in ((tmp_path / "pred", "panoptic"), (tmp_path, "panoptic_val")):
+    (place / folder).mkdir(parents=True)
+    Image.fromarray(ids).save(place / folder / "a.png")
+    (place / f"{folder}.json").write_text(json.dumps(table))
+  truth = tmp_path / "panoptic_val.json"
+  assert evaluate_files.evaluate("panoptic", tmp_path / "pred", truth).values["All_pq"] == 1
+  for task, folder in (("depth", "depth/"), ("normals", "normals/"), ("semantic", "semantic/ or labels/")):
+    with pytest.raises(UserError, match=f"--gt: .*panoptic_val.json' is a file; a folder of {folder} with label maps"):
+      evaluate_files.evaluate(task, tmp_path / "pred", truth)
+  (tmp_path / "panoptic_val").rename(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match="--gt: .* looked for in .*panoptic_val/; there is no such folder"):
+    evaluate_files.evaluate("panoptic", tmp_path / "pred", truth)
+  (tmp_path / "elsewhere").rename(tmp_path / "panoptic_val")
+  with pytest.raises(UserError, match="--metric.dataset: the classes are those of the truth's own list; leave it out"):
+    evaluate_files.evaluate("panoptic", tmp_path / "pred", truth, options={"dataset": "scenes"})
+
+
+def test_only_kinds_that_the_truth_has_are_scored(tmp_path):
+  """Boxes alone are annotated: masks and joints would score 0 whatever they are."""
+  box = dict(image_id=1, category_id=1, bbox=[0, 0, 4, 4])
+  table = dict(images=[dict(id=1, file_name="a.png", height=8, width=8)], categories=[dict(id=1, name="person")],
+               annotations=[dict(box, id=1, area=16, iscrowd=0)])
+  mask = coco_instances.ap.encode(np.pad(np.ones((4, 4), np.uint8), ((0, 4), (0, 4))))
+  found = dict(box, score=0.5, keypoints=[1, 1, 1] * 17, segmentation=dict(mask, counts=str(mask["counts"], "ascii")))
+  (tmp_path / "truth.json").write_text(json.dumps(table))
+  files = tmp_path / "found.json", tmp_path / "truth.json"
+  files[0].write_text(json.dumps([found]))
+  measured = evaluate_files.evaluate("instances", *files)
+  assert measured.values["box_AP"] == pytest.approx(1)
+  assert not any(name.startswith(("mask", "keypoint")) for name in measured.values)
+  assert measured.protocol.endswith("; predicted masks, keypoints are left out, which the truth does not have")
+  with pytest.raises(UserError, match="--metric.kinds: masks cannot be scored: .*truth.json has boxes alone"):
+    evaluate_files.evaluate("instances", *files, options={"kinds": ["boxes", "masks"]})
+  files[0].write_text(json.dumps([{key: value for key, value in found.items() if key not in ("bbox", "keypoints")}]))
+  with pytest.raises(UserError, match="--pred: masks cannot be scored: .*truth.json has boxes alone"):
+    evaluate_files.evaluate("instances", *files)
+  with pytest.raises(UserError, match="unknown kind 'box'; did you mean 'boxes'"):
+    evaluate_files.evaluate("instances", *files, options={"kinds": "box"})

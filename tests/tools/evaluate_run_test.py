@@ -65,5 +65,13 @@ def test_one_evaluation_and_the_wrong_name(run, capsys):
   assert [one.name for one in measured] == ["depth_val"] and found.step == 7
   assert evaluate.main([f"--workdir={workdir}", "--evals=depth"]) == 2
   assert capsys.readouterr().err == "evaluate: --evals: unknown evaluation 'depth'; did you mean 'depth_val'?\n"
+  full = workdir / "evaluation_7.json"
+  full.write_text("{}")   # that of all evaluations stays
+  words = [f"--workdir={workdir}", "--evals=depth_val", "--config.depth_val.metric.max_depth=3.0"]
+  assert evaluate.main(words) == 0 and full.read_text() == "{}"
+  document = json.loads((workdir / "evaluation_7_depth_val_changed.json").read_text())
+  assert document["overrides"] == ["depth_val.metric.max_depth=3.0"]
+  assert [one["name"] for one in document["evaluations"]] == ["depth_val"]
+  capsys.readouterr()
   assert evaluate.main([f"--workdir={workdir}", "--step=3"]) == 2
   assert "no checkpoints" in capsys.readouterr().err

@@ -1,12 +1,15 @@
 """Parts of the export: what is compared and how, which evaluations go into a program, full-size maps."""
 
+import functools
+import io
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from tools.exporting import export_check, export_function
+from tools.exporting import export_check, export_function, export_savedmodel
 from uvim_like import config as configs
 from uvim_like import scenes
 from uvim_like.errors import UserError
@@ -99,6 +102,22 @@ def test_pictures_are_the_runs_own_or_else_drawn(monkeypatch):
   assert [x.shape for x in found] == [(16, 16, 3)] * 2 and "generated rooms (no data here)" in source
 
 
+def test_drawn_rooms_say_nothing_about_the_size_of_the_runs_pictures():
+  """A network without a size of its own would be fixed at theirs; one with a canvas has it."""
+  pictures = [np.zeros((6, 8, 3), np.uint8)]
+  assert export_check.size_of(pictures, "folder, the split of 'val'") == (6, 8)
+  assert export_check.size_of(pictures, "generated rooms (no data here)") is None
+  sizes = {}
+  for spec in ("polymax/semantic.py:scenes,runlocal,res=32", "ait/depth.py:scenes,runlocal"):
+    config = config_of(spec)
+    config[config.evals[0][0]].pp = 'decode|value_range(-1, 1)|keep("image")'   # pictures keep their size
+    program, chosen = export_function.select(config, config.evals[0][0])
+    sizes[spec[:3]] = functools.partial(export_function.fixed_size, config, program, chosen, picture=None)
+  with pytest.raises(UserError, match="--input_size=HxW is needed: .* are not at hand"):
+    sizes["pol"](size=None)
+  assert sizes["pol"](size=(20, 30)) == (20, 30) and sizes["ait"](size=None) is not None
+
+
 def _no_data(*_):
   raise UserError("no data here")
 
@@ -122,3 +141,28 @@ def test_what_is_chosen_decides_how_much_must_agree():
   config = config_of("uvim/depth_stage2.py:scenes,runlocal")
   config.dtype = "bfloat16"
   assert export_check.tolerances(config) == (5e-2, 0.99)
+
+
+def test_a_script_gets_batches_and_files(tmp_path):
+  (tmp_path / "run.py").write_text(
+      "import sys, pathlib, numpy as np\nfrom PIL import Image\n"
+      "out = pathlib.Path(sys.argv[2]); out.mkdir()\n"
+      "for f in map(pathlib.Path, sys.argv[3:]):\n"
+      "  np.savez(out / f.stem, x=np.load(f) if f.suffix == '.npy' else np.asarray(Image.open(f))[None] + 1)\n")
+  call = np.arange(36, dtype=np.uint8).reshape(1, 3, 4, 3)
+  first, second = export_check.run_alone(tmp_path, [call], [call])
+  assert np.array_equal(first["x"], call) and np.array_equal(second["x"], call + 1)
+
+
+@pytest.mark.parametrize("size, largest, want", [(None, None, (48, 64)), ((20, 30), (64, 64), (20, 30)),
+                                                 (None, (64, 64), (48, 64)), (None, (32, 16), (12, 16))])
+def test_encoded_pictures_enter_a_savedmodel_as_a_programs_script_brings_them(size, largest, want):
+  tf = pytest.importorskip("tensorflow")
+  rows, columns = np.mgrid[:48, :64]
+  picture = np.stack([rows * 5, columns * 3, rows + 2 * columns], -1).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, "PNG")
+  found = export_savedmodel.decoded(tf.constant(file.getvalue()), size, largest).numpy()
+  expected, = export_check.suited([picture], size, largest)
+  assert found.shape == (1, *want, 3) and found.dtype == np.uint8
+  assert np.abs(found[0].astype(int) - expected).max() <= (1 if want != (48, 64) else 0)

@@ -1,5 +1,6 @@
 """Exported programs of every system: equal to the run, without this code base; damage and differences are refused."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -280,6 +281,7 @@ def test_savedmodel(run_of, tmp_path, capsys, pictures):
   from PIL import Image
   out = tmp_path / "model"
   assert export_as("savedmodel", run_of("uvim"), out) == 0, capsys.readouterr()
+  assert "a PNG file" in capsys.readouterr().out
   file = io.BytesIO()
   Image.fromarray(pictures[0]).save(file, "PNG")
   model = tf.saved_model.load(str(out))
@@ -287,6 +289,12 @@ def test_savedmodel(run_of, tmp_path, capsys, pictures):
   pixels = model.signatures["serving_default"](pixels=tf.constant(pictures[0][None]))["depth"].numpy()
   np.testing.assert_allclose(encoded, pixels, atol=1e-5)
   assert export.main([f"--check={out}", f"--workdir={run_of('uvim')}"]) == 0
+
+
+def test_data_that_has_moved(run_of):
+  run = export.restored(argparse.Namespace(workdir=run_of("polymax")), ["data_dir=/moved"], None)
+  (name, _), *_ = run.config.evals
+  assert run.config[name].data_dir == run.config.data_dir == "/moved"
 
 
 def test_sizes_that_the_preprocessing_asks_for(run_of):

@@ -237,6 +237,22 @@ def test_backbone_in_the_hubs_layout_and_back(kind, tmp_path):
         key: value for key, value in fields.items() if key != "uvim_like"}
 
 
+def test_a_config_that_describes_another_backbone_is_refused(tmp_path):
+  config, variables, _, _ = backbone_run("ViT")
+  export_weights.write_hf(tmp_path, config, variables)
+  path = tmp_path / "config.json"
+  said = json.loads(path.read_text())
+  for text, message in ((json.dumps(said | {"num_attention_heads": 4}), "'num_attention_heads' is 4, of the run"),
+                        (json.dumps(said | {"more": 1}), "'more' is 1"), ("[]", "an object is expected"),
+                        ("{", "cannot be read")):
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"config.json: {message}"):
+      export_weights.read_hf(tmp_path, config, variables)
+  path.unlink()
+  with pytest.raises(UserError, match="config.json: cannot be read"):
+    export_weights.read_hf(tmp_path, config, variables)
+
+
 def test_arrays_that_the_hub_does_not_know_are_told(tmp_path):
   config, variables, _, _ = backbone_run("ViT")
   variables.params["features"]["level8"] = {"conv": {"kernel": np.ones((2, 2, 4, 4), np.float32)}}

@@ -67,6 +67,12 @@ def test_weights_that_fit_pass_bit_for_bit(files, tmp_path, capsys, stage):
   same(weights.load(tmp_path / "out.npz"), weights.load(files / f"stage{stage}.npz"))
 
 
+def test_a_file_below_the_home_folder(files, tmp_path, monkeypatch):
+  """A shell leaves the tilde of --out=~/… as it is."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert run(files, files / "stage1.npz", 1, "~/out.npz") == 0 and (tmp_path / "out.npz").is_file()
+
+
 def test_old_layouts(files, tmp_path, capsys):
   """Optimizer prefix, towers with capitals, bfloat16, all modules of a block numbered together."""
   numbers = {"LayerNorm_1": "LayerNorm_2", "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",

@@ -27,7 +27,7 @@ def command(argv: Sequence[str]) -> int:
   parser.add_argument("--data_dir", default=None, help="where it is, as in a config")
   parser.add_argument("--split", default=None, help="only this split; a TFDS name needs one, e.g. train[:10%%]")
   parser.add_argument("--classes", default="", help="number of classes of labels, by channel: 11 or 134,100; without "
-                      "it only what the dataset itself says is checked")
+                      "it as many as the dataset itself names (classes.txt), if it does")
   parser.add_argument("--ignore", default="255", help="label values that stand for void, beside the classes")
   given = parser.parse_args(argv)
   options = Options(_numbers(given.classes, "--classes"), frozenset(_numbers(given.ignore, "--ignore")), given.split)

@@ -4,14 +4,18 @@ from etils import epath
 
 from tools.checking.check_data import Options, Problem
 from uvim_like.errors import UserError, unknown
-from uvim_like.own_data import layout
+from uvim_like.own_data import class_list, layout
 from uvim_like.own_data.check import Rules, check_place
 
 
 def check(root: str, *, coco: bool, options: Options) -> tuple[int, list[Problem]]:
-  """(number of images, problems) of all splits, or of `options.split`; UserError when there are none."""
+  """(number of images, problems) of all splits, or of `options.split`; UserError when there are none.
+
+  Class maps are held against `options.classes`, else, as a training's, against the names beside them.
+  """
+  home = epath.Path(root).expanduser()
   try:
-    places = layout.find(epath.Path(root).expanduser())
+    places = layout.find(home)
   except UserError:
     places = {}
   if coco:
@@ -23,8 +27,10 @@ def check(root: str, *, coco: bool, options: Options) -> tuple[int, list[Problem
     raise UserError(f"--data_dir: there is no {wanted} in '{root}'")
   if options.split is not None and options.split not in places:
     raise unknown("split", options.split, places, where="--split")
+  listing = None if coco or options.classes else class_list.find(home)
+  rules = Rules((listing.count,) if listing else options.classes, options.ignore)
   total, problems = 0, []
   for name in [options.split] if options.split else sorted(places):
-    seen, found = check_place(places[name], Rules(options.classes, options.ignore))
+    seen, found = check_place(places[name], rules)
     total, problems = total + len(seen), problems + found
   return total, problems

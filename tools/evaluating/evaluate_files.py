@@ -117,6 +117,13 @@ def made(task: Task, truth: Truth, predictions: saved.Predictions, options: dict
   return task.make(truth, predictions, options)
 
 
+def refuse(options: Mapping[str, Any], names: Sequence[str], reason: str) -> None:
+  """Raises UserError where one of some options is given, which saved predictions do not have."""
+  for name in names:
+    if name in options:
+      raise UserError(f"--metric.{name}: {reason}; leave it out")
+
+
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
@@ -142,13 +149,18 @@ def depth_metric(truth: Truth, predictions: saved.Predictions, options: dict) ->
 
 
 def semantic_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
-  """As many classes as the predictions name, else the truth, else as are found in both."""
-  count = predictions.classes or truth.classes
-  if count is None:
-    found = (READERS[truth.folder](path) for path in truth.maps.values())
-    count = max([*(1 + int(np.max(ids[ids != VOID], initial=0)) for ids in found),
-                 *(int(np.max(predictions.map(name), initial=0)) for name in predictions.maps)])
-  return mean_iou.make(**{"num_classes": count, "target_key": truth.folder, **options})
+  """All classes that the predictions name, the truth lists or has; where neither names any, those found in both.
+
+  A class that the predictor does not know must count as missed: pixels of classes beyond the count would be left out.
+  """
+  if "num_classes" in options:
+    return mean_iou.make(**{"target_key": truth.folder, **options})
+  found = (READERS[truth.folder](path) for path in truth.maps.values())
+  counts = [1 + int(np.max(ids[(ids != VOID) & (ids != saved.WIDE_VOID)], initial=0)) for ids in found]
+  named = [count for count in (predictions.classes, truth.classes) if count is not None]
+  count = max(counts + (named or [int(np.max(predictions.map(name), initial=0)) for name in predictions.maps]))
+  metric = mean_iou.make(**{"target_key": truth.folder, **options, "num_classes": count})
+  return metric._replace(protocol=mean_iou.describe(count, "the predictions and the truth"))
 
 
 def normals_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
@@ -161,9 +173,9 @@ def normals_metric(truth: Truth, predictions: saved.Predictions, options: dict) 
 
 def panoptic_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
   """PQ of segments that come as COCO's PNG and JSON."""
+  refuse(options, ("dataset",), "the classes are those of the truth's own list")
   table = classes.from_categories(options.get("categories") or truth.categories, name="the truth")
-  theirs = {category["id"]: category.get("name") for category in predictions.categories}
-  if strange := sorted(set(theirs) - set(table.ids)):
+  if strange := sorted({category["id"] for category in predictions.categories} - set(table.ids)):
     raise UserError(f"--pred: panoptic.json has category ids {strange[:5]}, which {truth.place} does not have")
   metric = coco_panoptic.make(categories=options.get("categories") or truth.categories)
   return metric._replace(update=functools.partial(add_segments, table=table))
@@ -192,21 +204,35 @@ def panoptic_pairs(truth: Truth, predictions: saved.Predictions, names: Sequence
 
 
 def objects_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
-  """Average precision of what the predictions have: boxes, masks, joints.
+  """Average precision of what predictions and truth both have: boxes, masks, joints.
 
   Raises:
-    UserError: an option that is about a network's masks or raw features; files have run lengths and COCO's pixels.
+    UserError: an option that is about a network's masks or raw features, where files have run lengths and COCO's pixels;
+      kinds that the truth does not have.
   """
-  for name in ("threshold", "dataset"):
-    if name in options:
-      raise UserError(f"--metric.{name}: saved objects are in COCO's form already, masks as run lengths; leave it out")
-  kinds = options.get("kinds") or predictions.kinds
-  kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+  refuse(options, ("threshold", "dataset"), "saved objects are in COCO's form already, masks as run lengths")
+  kinds, absent = scored_kinds(truth, predictions, options.get("kinds"))
   person = options.get("person") or truth.person
-  metric = coco_instances.make(**{"kinds": kinds, "dataset": "coco_instances", "person": person, **options})
+  metric = coco_instances.make(**{"dataset": "coco_instances", "person": person, **options, "kinds": kinds})
+  left = f"; predicted {', '.join(absent)} are left out, which the truth does not have" if absent else ""
   return metric._replace(update=functools.partial(add_objects, masks="masks" in kinds),
                          compute=functools.partial(object_numbers, kinds=kinds, person=person or 1),
-                         protocol=coco_instances.describe(kinds, None))
+                         protocol=coco_instances.describe(kinds, None) + left)
+
+
+def scored_kinds(truth: Truth, predictions: saved.Predictions,
+                 wanted: str | Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """(the kinds that are scored, those that were predicted and the truth lacks); all that a person wanted are scored.
+
+  Raises:
+    UserError: nothing is left, or the truth lacks what is wanted.
+  """
+  kinds = (wanted,) if isinstance(wanted, str) else tuple(wanted or predictions.kinds)
+  absent = tuple(kind for kind in kinds if kind in coco_instances.KINDS and kind not in truth.kinds)
+  if absent and (wanted or len(absent) == len(kinds)):
+    flag = "--metric.kinds" if wanted else "--pred"
+    raise UserError(f"{flag}: {', '.join(absent)} cannot be scored: {truth.place} has {', '.join(truth.kinds)} alone")
+  return tuple(kind for kind in kinds if kind not in absent), absent
 
 
 def object_numbers(stats: Collected, *, kinds: Sequence[str], person: int) -> dict[str, float]:
@@ -230,19 +256,19 @@ def add_objects(stats: Collected, output: Mapping, target: Mapping, *, masks: bo
 def object_pairs(truth: Truth, predictions: saved.Predictions, names: Sequence[str]) -> Pairs:
   """Detections of each picture, their categories as labels from 1, and its annotations."""
   labels = {number: label for label, number in enumerate(truth.table.ids, 1)}
+  masks = "masks" in predictions.kinds and "masks" in truth.kinds
   for name in names:
     found = predictions.detections(name, truth.ids[name])
     if strange := [entry["category_id"] for entry in found if entry["category_id"] not in labels]:
       raise UserError(f"--pred: category_id {strange[0]} of '{name}' is not among the truth's categories "
                       f"{sorted(labels)[:20]}")
     found = [{**entry, "category_id": labels[entry["category_id"]]} for entry in found]
-    yield {"found": found}, truth.annotations(name, masks="masks" in predictions.kinds)
+    yield {"found": found}, truth.annotations(name, masks=masks)
 
 
 def caption_metric(truth: Truth, predictions: saved.Predictions, options: dict) -> Metric:
   """BLEU of sentences, which need no text model."""
-  if "model" in options:
-    raise UserError("--metric.model: saved captions are sentences; no text model is needed")
+  refuse(options, ("model",), "saved captions are sentences, which need no text model")
   references = options.get("references")
   return Metric(init=bleu.nothing, update=functools.partial(add_caption, references=references), merge=np.add,
                 compute=bleu.compute, protocol=bleu.describe(references))

@@ -33,7 +33,7 @@ def evaluate(workdir: str | os.PathLike, *, step: int | None = None, overrides: 
       the data.
   """
   run = trained.restore(workdir, step=step, overrides=overrides)
-  config = inherited(run.config, trained.read_config(run.workdir))
+  config = configs.inherited(run.config, trained.read_config(run.workdir))
   train.use_compilation_cache(config.compilation_cache)
   held, variables = on_devices(run._replace(config=config))
   evaluators = setup.make_evaluators(held, watched(train.data_provider(config.dataset)))
@@ -45,15 +45,6 @@ def evaluate(workdir: str | os.PathLike, *, step: int | None = None, overrides: 
     raise UserError(f"{run.workdir}: its config has neither evals nor val_split; nothing is evaluated")
   chosen = [evaluator for evaluator in evaluators if not only or evaluator.name in only]
   return run, [measure(evaluator, variables, config) for evaluator in chosen]
-
-
-def inherited(config: Any, stored: Any) -> Any:
-  """The config with overrides of what evaluations take over from the training (where data lies) in their blocks."""
-  for key in ("data_dir", "dataset", "batch_size"):
-    for name, _ in config.evals:
-      if config[key] != stored[key] and config[name][key] == stored[key]:
-        config[name][key] = config[key]
-  return config
 
 
 def on_devices(run: Trained) -> tuple[setup.Run, Any]:

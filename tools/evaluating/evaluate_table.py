@@ -44,9 +44,9 @@ def shown(value: float) -> str:
   return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
-def write(out: pathlib.Path, title: str, measured: Sequence[Measured]) -> None:
-  """The JSON file: all digits, numbers that are none as strings; written whole or not at all."""
-  document = {"of": title, "evaluations": [
+def write(out: pathlib.Path, title: str, measured: Sequence[Measured], overrides: Sequence[str] = ()) -> None:
+  """The JSON file: all digits, numbers that are none as strings, the config's overrides; whole or not at all."""
+  document = {"of": title, "overrides": list(overrides), "evaluations": [
       {"name": one.name, "evaluator": one.evaluator, "data": one.data, "protocol": one.protocol, "metric": one.options,
        "values": {name: logs.json_value(value) for name, value in one.values.items()}} for one in measured]}
   workdirs.write_text(out, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")

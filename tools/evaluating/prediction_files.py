@@ -118,6 +118,8 @@ def read(pred: pathlib.Path, kind: str) -> Predictions:
     return Predictions(str(pred), kind, entries={kind: _grouped(_list(root), root, None)})
   index = _index(root / INDEX)
   names, numbers = (None, None) if index is None else (index["names"], index["numbers"])
+  if index is not None and not names:
+    raise UserError(f"--pred: {root / INDEX}: no picture was predicted; run tools.predict again")
   if kind in LISTS:
     entries = {name: _grouped(_list(root / f"{name}.json"), root / f"{name}.json", numbers)
                for name in LISTS[kind] if (root / f"{name}.json").exists()}

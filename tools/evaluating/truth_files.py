@@ -13,6 +13,7 @@ from uvim_like.own_data.maps import SUFFIXES
 from uvim_like.own_data.tables import Picture, Table
 
 FOLDERS = {"depth": ("depth",), "semantic": ("semantic", "labels"), "normals": ("normals",), "panoptic": ("panoptic",)}
+TABLE_KINDS = ("instances", "captions")   # whose truth is a table alone
 _OBJECTS = ("id", "area", "bbox", "label", "is_crowd")
 
 
@@ -52,6 +53,13 @@ class Truth(NamedTuple):
              if thing.points is not None and thing.points[:, 2].any())
     return next(posed, None)
 
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """"boxes", "masks", "keypoints": what is annotated of the objects."""
+    things = [thing for own in (self.table.things or {}).values() for thing in own]
+    has = {"boxes": True, "masks": any(thing.shape for thing in things), "keypoints": self.table.joints > 0}
+    return tuple(kind for kind, there in has.items() if there)
+
   def annotations(self, name: str, *, masks: bool) -> dict[str, Any]:
     """The features of a picture's objects, as the dataset has them."""
     keys = ["image/id", "image/size", *(f"objects/{key}" for key in _OBJECTS)]
@@ -68,7 +76,8 @@ def read(gt: pathlib.Path, kind: str, *, split: str | None) -> Truth:
   """The truth of one kind: "depth", "semantic", "normals", "panoptic", "instances", "captions".
 
   Args:
-    gt: a folder as trainings read it; without images/, one that holds the maps or tables themselves; or one JSON file.
+    gt: a folder as trainings read it; without images/, one that holds the maps or tables themselves; or one JSON file,
+      of panoptic maps with their PNGs in the folder of the same name beside it.
     kind: see above.
     split: of the folder; None for all.
 
@@ -81,11 +90,25 @@ def read(gt: pathlib.Path, kind: str, *, split: str | None) -> Truth:
   if root.is_file():
     if split is not None:
       raise UserError(f"--split: '{gt}' is one file, which has no splits; leave it out")
-    return _tables(str(gt), kind, [Place("", root.parent, {}, {kind: root})])
+    return _of_file(root, kind)
   chosen = _chosen(_places(root), split)
-  if kind in ("instances", "captions"):
+  if kind in TABLE_KINDS:
     return _tables(str(gt), kind, chosen)
   return _maps(root, kind, chosen)
+
+
+def _of_file(path: epath.Path, kind: str) -> Truth:
+  """The truth of one JSON file."""
+  if kind in TABLE_KINDS:
+    return _tables(str(path), kind, [Place("", path.parent, {}, {kind: path})])
+  if kind != "panoptic":
+    wanted = " or ".join(f"{name}/" for name in FOLDERS[kind])
+    raise UserError(f"--gt: '{path}' is a file; a folder of {wanted} with label maps is needed. One file may hold "
+                    f"{', '.join(TABLE_KINDS)} or list panoptic maps")
+  folder = path.with_suffix("")
+  if path.suffix != ".json" or not folder.is_dir():
+    raise UserError(f"--gt: '{path}' lists panoptic PNGs, which are looked for in {folder}/; there is no such folder")
+  return _maps(path, kind, [Place("", folder, {kind: folder}, {kind: path}, listed=True)])
 
 
 def elsewhere(gt: pathlib.Path, kind: str, truth: Truth) -> frozenset[str]:

@@ -24,6 +24,7 @@ from uvim_like.systems.base import System
 from uvim_like.training.trained import Trained
 
 PICTURES = 2
+DRAWN = "generated rooms"
 GENERATED = (96, 128)   # (H, W) of pictures that are drawn where the run's data is not at hand
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}   # of the largest value, by compute type
 # Systems that choose: what is nearly as good as another may win in one of two programs that round differently, and
@@ -85,7 +86,12 @@ def pictures_of(trained: Trained, view: View, *, count: int = PICTURES) -> tuple
       reason = " ".join(str(error).split())[:120]
   canvas = tuple(trained.config.model.get("input_size") or GENERATED)
   rooms = [scenes.example("validation", i, size=max(canvas))["image"][:canvas[0], :canvas[1]] for i in range(count)]
-  return rooms, f"generated rooms ({reason})"
+  return rooms, f"{DRAWN} ({reason})"
+
+
+def size_of(pictures: Sequence[np.ndarray], source: str) -> tuple[int, int] | None:
+  """(H, W) of the first picture of `pictures_of`; None of drawn ones, which say nothing about the run's."""
+  return None if source.startswith(DRAWN) else pictures[0].shape[:2]
 
 
 def _from_data(config: Any, view: View, count: int) -> list[np.ndarray]:
@@ -175,8 +181,14 @@ def _at_full_size(name: str, maps: np.ndarray, rows: Sequence[Mapping[str, np.nd
   return np.stack([bring(x, row) for x, row in zip(maps, rows)])
 
 
-def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray],
+              encoded: Sequence[np.ndarray] = ()) -> list[dict[str, np.ndarray]]:
   """What an artefact's own script makes of batches, in a new process that cannot import this code.
+
+  Args:
+    folder: of the artefact.
+    calls: batches of pixels.
+    encoded: batches of one picture, which it gets as PNG files after them.
 
   Raises:
     NotRunning: the process failed; with its last line.
@@ -186,6 +198,10 @@ def run_alone(folder: pathlib.Path, calls: Sequence[np.ndarray]) -> list[dict[st
     files = [room / f"call{i}.npy" for i in range(len(calls))]
     for file, call in zip(files, calls):
       np.save(file, call)
+    pngs = [room / f"encoded{i}.png" for i in range(len(encoded))]
+    for file, call in zip(pngs, encoded):
+      Image.fromarray(call[0]).save(file)
+    files += pngs
     out = room / "out"
     whole = folder.resolve()
     command = [sys.executable, "-I", str(whole / SCRIPT), str(whole), str(out), *map(str, files)]

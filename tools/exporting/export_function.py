@@ -52,7 +52,7 @@ class Function(NamedTuple):
 
 
 def make(trained: Trained, *, view: str | None = None, size: tuple[int, int] | None = None, full_size: bool = False,
-         picture: tuple[int, int] = (480, 640)) -> Function:
+         picture: tuple[int, int] | None = (480, 640)) -> Function:
   """The function of a run.
 
   Args:
@@ -60,7 +60,7 @@ def make(trained: Trained, *, view: str | None = None, size: tuple[int, int] | N
     view: name of one of its evaluations; None: all that see the picture as the first does.
     size: (H, W) of all pictures, where the string leaves it open.
     full_size: bring maps back to the picture's own size, nearest, as the evaluators do.
-    picture: (H, W) of one of the run's pictures, from which a size follows where nothing else says one.
+    picture: (H, W) of one of the run's pictures, from which a size follows where nothing else says one; None: unknown.
 
   Raises:
     UserError: a run that cannot predict from a picture; an op that is not known to export; a size that cannot be.
@@ -126,13 +126,13 @@ def _steps(program: inputs.Program) -> list[tuple]:
 
 
 def fixed_size(config: Any, program: inputs.Program, chosen: Sequence[View], *, size: tuple[int, int] | None,
-               picture: tuple[int, int]) -> tuple[int, int] | None:
+               picture: tuple[int, int] | None) -> tuple[int, int] | None:
   """(H, W) that all pictures must have: what the string asks for, or what was said, or what suits the network.
 
   None where the string brings every picture to one size.
 
   Raises:
-    UserError: another size than the string asks for, or more than the network's canvas.
+    UserError: another size than the string asks for, or more than the network's canvas; nothing says a size.
   """
   wanted, canvas = inputs.required_size(program), config.model.get("input_size")
   if wanted and size not in (None, wanted):
@@ -145,9 +145,13 @@ def fixed_size(config: Any, program: inputs.Program, chosen: Sequence[View], *, 
   if inputs.fixed_output(program):
     return None
   if views.system_of(config) == AIT:
-    return sizes.on_canvas(picture, views.canvas_of(config, chosen[0]), chosen[0].options.get("windows", 0))
+    room = views.canvas_of(config, chosen[0])
+    return sizes.on_canvas(picture or room, room, chosen[0].options.get("windows", 0))
   if canvas and len(canvas) == 2:
     return tuple(canvas)
+  if picture is None:
+    raise UserError("--input_size=HxW is needed: the network has no size of its own, and the run's pictures, whose first "
+                    "one would say it, are not at hand (--config.data_dir=D, where they have moved)")
   return sizes.capped(picture)
 
 

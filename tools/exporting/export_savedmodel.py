@@ -46,10 +46,7 @@ def write(folder: pathlib.Path, function: Function, lowered: Lowered, trained: T
     return converted(given, {"pixels": pixels, "seed": tf.constant(function.seed, tf.uint32)})
 
   def predict_encoded(encoded):
-    picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)[None]
-    if function.size:
-      picture = tf.cast(tf.round(tf.image.resize(picture, function.size, antialias=True)), tf.uint8)
-    return predict(tf.ensure_shape(picture, [1, *sides[1:]]))
+    return predict(tf.ensure_shape(decoded(encoded, function.size, function.largest), [1, *sides[1:]]))
 
   signatures = {
       PIXELS: tf.function(predict, input_signature=[tf.TensorSpec(sides, tf.uint8, name="pixels")], autograph=False),
@@ -62,3 +59,21 @@ def write(folder: pathlib.Path, function: Function, lowered: Lowered, trained: T
   export_program.finish(folder, card)
   return card
 
+
+def decoded(encoded: Any, size: tuple[int, int] | None, largest: tuple[int, int] | None) -> Any:
+  """The picture (1, H, W, 3) in the bytes of a file, at a size that the program takes, as a `run.py` brings it.
+
+  Args:
+    encoded: text tensor; JPEG, PNG, GIF or BMP. An EXIF tag is not followed: TensorFlow does not read them.
+    size: (H, W) of the program; None where it is open.
+    largest: then the sides that it takes at most, to which a picture is shrunk in its proportions; None without limit.
+  """
+  import tensorflow as tf
+  picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)[None]
+  if size is None and largest is None:
+    return picture
+  if size is None:
+    sides, most = tf.cast(tf.shape(picture)[1:3], tf.float32), tf.constant(largest, tf.float32)
+    size = tf.cast(tf.maximum(tf.round(sides * tf.minimum(tf.reduce_min(most / sides), 1.0)), 1.0), tf.int32)
+  resized = tf.image.resize(picture, size, method="bicubic", antialias=True)
+  return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)

@@ -122,18 +122,35 @@ def write_hf(folder: pathlib.Path, config: Any, variables: Vars) -> tuple[str, .
     raise UserError(f"--format=hf: none of the backbone's arrays has a name there, e.g. '{left_out[0]}'")
   folder.mkdir(parents=True, exist_ok=True)
   save(folder / MODEL, arrays, {"format": "np"})
-  text = json.dumps(export_hub.config_of(model, tuple(config.model.get("input_size") or ())), indent=1) + "\n"
-  (folder / CONFIG).write_text(text, encoding="utf-8")
+  (folder / CONFIG).write_text(json.dumps(described(config, model), indent=1) + "\n", encoding="utf-8")
   return left_out
+
+
+def described(config: Any, model: Any) -> dict[str, Any]:
+  """What `config.json` says of a run's backbone, as JSON gives it back."""
+  return json.loads(json.dumps(export_hub.config_of(model, tuple(config.model.get("input_size") or ()))))
+
+
+def check_described(path: pathlib.Path, want: dict[str, Any]) -> None:
+  """Raises UserError where a `config.json` is missing, or says something else, which others would build."""
+  try:
+    have = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: cannot be read ({type(error).__name__})") from error
+  if not isinstance(have, dict):
+    raise UserError(f"{path}: an object is expected")
+  if wrong := sorted(key for key in {*have, *want} if key not in have or key not in want or have[key] != want[key]):
+    raise UserError(f"{path}: '{wrong[0]}' is {have.get(wrong[0])!r:.80}, of the run it is {want.get(wrong[0])!r:.80}")
 
 
 def read_hf(folder: pathlib.Path, config: Any, variables: Vars) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """The backbone's arrays as trained and as they come back from the hub's layout, both by our names.
 
   Raises:
-    UserError: the file is damaged, or holds arrays that the backbone has not.
+    UserError: a file is damaged or missing, holds arrays that the backbone has not, or describes another.
   """
   model, tree = backbone_of(config, variables)
+  check_described(folder / CONFIG, described(config, model))
   flat = weights_torch.read_state_dict(folder / MODEL)
   table = weights_hf.table(model)
   converted = weights_rules.to_ours(flat, table, tree)

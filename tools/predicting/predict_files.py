@@ -1,8 +1,9 @@
 """Predictions as files that others read: 16-bit depth, label PNGs, COCO's JSON; or as labels to train on."""
 
+import json
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,14 @@ from uvim_like.errors import UserError
 from uvim_like.evaluators import panoptic_quality as pq
 from uvim_like.evaluators.save_predictions import coco_categories, depth_millimetres
 from uvim_like.inference.full_size import Names
+from uvim_like.own_data import tables
 from uvim_like.scenes.people import SKELETON
 from uvim_like.tasks.classes import ClassTable
 from uvim_like.training import workdir
 
+EDGE = 1.0   # pixels beyond the edge at which a joint is still one of the picture, and brought to the edge
 VOID, WIDE_VOID = 255, 65535   # of label PNGs with 8 and 16 bits
+DOCUMENTS = ("panoptic", "instances", "keypoints", "captions")
 FOLDERS = {"depth": "depth", "semantics": "semantic", "normals": "normals", "color": "color"}
 
 
@@ -56,15 +60,39 @@ class Form(NamedTuple):
   score: float = 0.5
 
 
-def check_form(form: Form) -> None:
-  """Raises UserError when the folder cannot become what is asked for."""
+def check_form(form: Form, *, own: Collection[str] = ()) -> None:
+  """Raises UserError when the folder cannot become what is asked for; `own` pictures may be there (`pictures_of`)."""
   if form.out.exists() and not form.out.is_dir():
     raise UserError(f"--out: '{form.out}' is a file, not a folder")
-  if form.labels and (form.out / "images").is_dir() and any((form.out / "images").iterdir()):
-    raise UserError(f"--out: {form.out / 'images'} holds pictures already, and labels must go with all of them; give "
+  images = form.out / "images"
+  if form.labels and images.is_dir() and any(path.stem not in own for path in images.iterdir()):
+    raise UserError(f"--out: {images} holds pictures already, and labels must go with all of them; give "
                     "an empty folder")
   if form.labels and form.names.semantic is not None and len(form.names.semantic.ids) > VOID:
     raise UserError(f"--labels: {len(form.names.semantic.ids)} classes do not fit semantic/, which has 8 bits")
+
+
+def pictures_of(path: pathlib.Path, index: Mapping[str, Any]) -> frozenset[str]:
+  """Names of the pictures below a folder that the same command wrote before, of whose `index` the file `path` is.
+
+  Nothing where it was another command, or none: whoever repeats one may go on in its folder.
+  """
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (FileNotFoundError, ValueError):
+    return frozenset()
+  same = isinstance(found, dict) and all(found.get(key) == index[key] for key in ("workdir", "step", "labels"))
+  listed = found.get("pictures") if same else None
+  if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+    return frozenset()
+  there, wanted = ([(entry.get("name"), entry.get("file")) for entry in own] for own in (listed, index["pictures"]))
+  return frozenset(name for name, _ in wanted) if there == wanted else frozenset()
+
+
+def clear_documents(form: Form, index: pathlib.Path) -> None:
+  """Removes the lists of an earlier command, where its index is there: their ids are those of its pictures."""
+  for name in DOCUMENTS if index.exists() else ():
+    (form.out / f"{name}.json").unlink(missing_ok=True)
 
 
 def write_one(form: Form, source: Source, results: Mapping[str, Any], *, copy: bool) -> Entries:
@@ -217,13 +245,13 @@ def annotations(images: Sequence[dict], objects: Sequence[dict], form: Form) -> 
 
   A detection whose mask is empty is none.
   """
-  found = []
+  found, sizes = [], {image["id"]: (image["width"], image["height"]) for image in images}
   for detection in (d for d in objects if d["score"] >= form.score):
     x, y, w, h = detection["bbox"]
     area = float(rle.area(detection["segmentation"])) if "segmentation" in detection else w * h
     if not area:
       continue
-    points = _visible(detection["keypoints"]) if "keypoints" in detection else {}
+    points = visible(detection["keypoints"], sizes[detection["image_id"]]) if "keypoints" in detection else {}
     found.append({"id": len(found) + 1, **detection, **points, "area": area, "iscrowd": 0})
   table, label = form.names.objects, form.names.person
   person = {"keypoints": list(joints.NAMES), "skeleton": [list(bone) for bone in SKELETON]}
@@ -232,8 +260,14 @@ def annotations(images: Sequence[dict], objects: Sequence[dict], form: Form) -> 
   return {"images": list(images), "annotations": found, "categories": categories}
 
 
-def _visible(points: Sequence[float]) -> dict[str, Any]:
-  """Predicted joints as an annotation: 2 visible, 1 hidden, by the probability of being visible."""
+def visible(points: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
+  """Predicted joints as an annotation: 2 visible, 1 hidden, by the probability of being visible.
+
+  A joint beyond the picture (W, H) is none, all zeros: networks place them on a canvas that is larger.
+  """
   rows = np.reshape(points, (-1, 3))
+  inside = np.clip(rows[:, :2], -tables.HALF, np.asarray(size) - tables.HALF)
+  there = (np.abs(rows[:, :2] - inside) <= EDGE).all(axis=1, keepdims=True)
   flags = np.where(rows[:, 2:] >= 0.5, 2.0, 1.0)
-  return {"keypoints": np.concatenate([rows[:, :2], flags], axis=1).ravel().tolist(), "num_keypoints": len(rows)}
+  marked = np.where(there, np.concatenate([inside, flags], axis=1), 0.0)
+  return {"keypoints": marked.ravel().tolist(), "num_keypoints": int(there.sum())}

@@ -45,7 +45,12 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
       update=functools.partial(update, num_classes=num_classes, target_key=target_key, raw_offset=raw_offset,
                                ignore=ignore),
       merge=np.add, compute=compute, target_keys=(target_key,) if target_key else (),
-      protocol=_PROTOCOL.format(count=num_classes, name=name))
+      protocol=describe(num_classes, name))
+
+
+def describe(count: int, name: str) -> str:
+  """The line that stands beside the numbers; `name` says whose classes they are."""
+  return _PROTOCOL.format(count=count, name=name)
 
 
 def update(stats: np.ndarray, output: Example, target: Example, *, num_classes: int, target_key: str | None,

@@ -111,6 +111,9 @@ def with_options(view: View, config: Any, *, temperature: float | None = None, d
   if temperature is not None:
     if temperature < 0:
       raise UserError(f"--temperature: {temperature:g} is below 0; 0 takes the likeliest, 1 samples as learned")
+    if system == UVIM_TWO and config.model.get("masked"):
+      raise UserError("--temperature: a masked language model takes the likeliest words; leave it out (--samples "
+                      "differ in what is hidden again)")
     options |= _temperature(system, temperature, autoregressive)
   if decode is not None:
     choices = () if autoregressive else DECODE.get(system, ())
@@ -118,7 +121,8 @@ def with_options(view: View, config: Any, *, temperature: float | None = None, d
       raise (unknown("form", decode, choices, where="--decode") if choices else
              UserError(f"--decode: {system} has one form of prediction alone; leave it out"))
     if system == MAD:
-      options |= {"stages": SINGLE} if decode == ONE_STAGE else {}
+      stages = SINGLE if decode == ONE_STAGE else _several(options.pop("stages", None) or {})
+      options |= {"stages": stages} if stages else {}
     else:
       options["decode"] = decode
   if samples < 1:
@@ -130,6 +134,11 @@ def with_options(view: View, config: Any, *, temperature: float | None = None, d
     if not options.get("temperature") and not config.model.get("masked"):
       raise UserError(f"--samples: {samples} samples at temperature 0 are all the same; add --temperature=1")
   return view._replace(options=options)
+
+
+def _several(stages: Mapping[str, Any]) -> dict[str, Any]:
+  """The stages without those of an evaluation in one stage, whose tasks then have the system's own."""
+  return {task: shares for task, shares in stages.items() if len(shares) > 1}
 
 
 def _temperature(system: str, temperature: float, autoregressive: bool) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def tables_problems(place: Place, images: Paths, maps: Mapping[str, Paths], rule
     if path is None and kind == "panoptic" and "panoptic" in maps:
       path = place.images.parent / "panoptic.json"   # missing, which is told
     if path is not None and (rules.tables is None or kind in rules.tables):
-      problems += table_check.check(path, images, maps.get("panoptic"), place.name, panoptic=kind == "panoptic")
+      problems += table_check.check(path, images, maps.get("panoptic"), place.name, kind=kind)
   return problems
 
 

@@ -33,18 +33,27 @@ def parse(path: epath.Path) -> Listing:
   under "classes", "names" or "categories".
 
   Raises:
-    UserError: none of these, ids that are no whole numbers from 0 on, or twice the same.
+    UserError: none of these, ids that are no whole numbers from 0 on, or twice the same; a line without a name.
   """
   try:
     text = path.read_text(encoding="utf-8-sig")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    values = json.loads(text) if path.suffix == ".json" else lines
+    values = json.loads(text) if path.suffix == ".json" else None
   except (ValueError, OSError, RecursionError) as error:
     raise UserError(f"{path}: cannot be read: {error}") from error
-  names = _by_id(values, path)
+  names = _by_id(values if path.suffix == ".json" else _lines(text, path), path)
   if not names or min(names) < 0 or max(names) >= MOST:
     raise UserError(f"{path}: ids of classes must be 0 or more, below {MOST}, and there must be some")
   return Listing(tuple(names.get(i, f"class {i}") for i in range(max(names) + 1)))
+
+
+def _lines(text: str, path: epath.Path) -> list[str]:
+  """The names of a text, whose places are their ids: one left out would give all that follow another."""
+  lines = [line.strip() for line in text.rstrip().splitlines()]
+  if "" in lines:
+    number = lines.index("")
+    raise UserError(f"{path}: line {number + 1} is empty, and the names below it would have other ids than people think; "
+                    f"remove it, or write 'class {number}' where this id is used")
+  return lines
 
 
 def _by_id(values: Any, path: epath.Path) -> dict[int, str]:

@@ -22,7 +22,7 @@ SLACK = 1.0  # pixels that a box or a point may be outside: COCO's own are round
 SHOWN = 5  # ids in a line
 
 
-def check(path: epath.Path, images: Paths, masks: Paths | None, name: str, *, panoptic: bool) -> list[Problem]:
+def check(path: epath.Path, images: Paths, masks: Paths | None, name: str, *, kind: str) -> list[Problem]:
   """All that is wrong with one table.
 
   Args:
@@ -30,8 +30,10 @@ def check(path: epath.Path, images: Paths, masks: Paths | None, name: str, *, pa
     images: stem -> image file.
     masks: stem -> panoptic PNG, for a panoptic table.
     name: of the split.
-    panoptic: its annotations have `segments_info`.
+    kind: of `layout.TABLES`, whatever the file is called: annotations of "panoptic" have `segments_info`, "captions" no
+      categories.
   """
+  panoptic = kind == "panoptic"
   where = f"{name}/{path.name}"
   try:
     table = json.loads(path.read_text())
@@ -40,7 +42,7 @@ def check(path: epath.Path, images: Paths, masks: Paths | None, name: str, *, pa
   lists = {}
   for key in ("images", "annotations", "categories"):
     lists[key] = table.get(key) if isinstance(table, dict) else None
-    if key == "categories" and "captions" in path.name:
+    if key == "categories" and kind == "captions":
       lists[key] = []
     if not isinstance(lists[key], list):
       return [Problem(where, "table cannot be read", f"no list '{key}'")]
@@ -134,7 +136,7 @@ def instance_entry(entry: Mapping, size: tuple[int, int], known: Collection[int]
   about = f"annotation {entry.get('id')!r:.30}"
   if "bbox" in entry or "category_id" in entry:
     yield from common_problems(entry, size, known, about)
-  segmentation = entry.get("segmentation", [])
+  segmentation = entry.get("segmentation") or []   # null is none, as where it is read
   if isinstance(segmentation, dict):
     if tuple(segmentation["size"]) != size:
       yield "size mismatch", f"{about}: mask {tuple(segmentation['size'])}, its image {size}"
@@ -143,7 +145,7 @@ def instance_entry(entry: Mapping, size: tuple[int, int], known: Collection[int]
   else:
     points = [xy for polygon in segmentation for xy in zip(polygon[0::2], polygon[1::2], strict=True)]
     yield from _outside(points, size, f"{about}: polygon")
-  numbers = entry.get("keypoints", [])
+  numbers = entry.get("keypoints") or []
   marked = [(x, y) for x, y, v in zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True) if v]
   yield from _outside(marked, size, f"{about}: keypoint")
 

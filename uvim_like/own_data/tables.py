@@ -197,7 +197,8 @@ def _load(place: str, root: str, stamps: tuple) -> Table:
   first, folder = paths.get("instances") or paths["captions"], epath.Path(place) if place else None
   table = read_table(first, ("images", "annotations", "categories") if "instances" in paths else ("images",))
   pictures = _pictures(table, first, folder, epath.Path(root))
-  points, joints = _points(paths.get("person_keypoints", first)) if "instances" in paths else ({}, 0)
+  own = "person_keypoints" in paths
+  points, joints = _points(paths["person_keypoints"] if own else first, own) if "instances" in paths else ({}, 0)
   labels = _labels(table["categories"], first) if "instances" in paths else {}
   things = _things(table, first, {p.id for p in pictures}, labels, points) if "instances" in paths else None
   texts = _captions(paths["captions"]) if "captions" in paths else None
@@ -278,13 +279,15 @@ def _thing(entry: Mapping, labels: Mapping[int, int], points: Mapping[int, np.nd
                bool(entry.get("iscrowd", 0)), shape, points.get(entry["id"]))
 
 
-def _points(path: epath.Path) -> tuple[dict[int, np.ndarray], int]:
-  """Annotation id -> (J, 3) with joints in the middle of their pixels, and J; ({}, 0) where no entry has keypoints."""
+def _points(path: epath.Path, own_file: bool) -> tuple[dict[int, np.ndarray], int]:
+  """Annotation id -> (J, 3) with joints in the middle of their pixels, and J; ({}, 0) where no entry has keypoints (null is none).
+
+  All entries of a file of their own (`own_file`) must have them.
+  """
   table = read_table(path, ("annotations", "categories"))
   named = [c["keypoints"] for c in table["categories"] if isinstance(c.get("keypoints"), list)]
   joints = max(map(len, named), default=0) or len(JOINTS)
-  own_file = path.name.startswith("person_keypoints")   # whose entries all have them
-  marked = [(i, entry) for i, entry in enumerate(table["annotations"]) if own_file or "keypoints" in entry]
+  marked = [(i, entry) for i, entry in enumerate(table["annotations"]) if own_file or entry.get("keypoints")]
   if not marked and not own_file:
     return {}, 0
   points = {}
