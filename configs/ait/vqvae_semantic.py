@@ -26,6 +26,6 @@ def get_config(arg=''):
   config.wd_mults = []
   config.schedule = dict(decay_type='cosine', warmup_steps=500, end=0.06)
   if arg.runlocal:
-    # Class maps are easy: twice the steps were no better on 51 pictures (mIoU of the maps that come back 0.69, not 0.71).
+    # Class maps are easy: on 51 pictures the maps that come back have an mIoU of 0.67, after twice the steps 0.69.
     ait_common.shrink_tokenizer_training(config, total_steps=600)
   return config
