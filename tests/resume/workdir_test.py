@@ -194,6 +194,18 @@ def test_killed_between_the_last_checkpoint_and_the_end(experiment, finished, tm
   experiment.assert_same(workdir, finished)
 
 
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(experiment, finished, tmp_path):
+  """Steps 25 to 30 are made again, on the batches of steps 25 to 30."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  for name in ("weights.npz", workdirs.FINISHED_FILE):
+    (workdir / name).unlink()
+  files = [path for path in (workdir / "checkpoints" / "30").rglob("*") if path.is_file()]
+  os.truncate(max(files, key=lambda path: path.stat().st_size), 1)
+  assert "resumed from step 24" in experiment.complete(workdir)
+  experiment.assert_same(workdir, finished)
+
+
 def test_length_in_epochs(tmp_path):
   config = workdirs.configs.mlc.ConfigDict(dict(total_steps=None, num_epochs=2.0, batch_size=8, dataset="npz",
                                                  data_dir=None, train_split="train"))
