@@ -160,6 +160,8 @@ def test_other_weights_of_stage_one(experiment, finished, finished_two, tmp_path
   weights.save_npz(tmp_path / "other.npz", arrays)
   assert experiment.run(finished_two, f"oracle.model_init={tmp_path / 'other.npz'}", "total_steps=50", stage=2) == 2
   assert "config.oracle.model_init: these are not the stage I weights" in capsys.readouterr().err
+  assert experiment.run(finished_two, f"oracle.model_init={tmp_path / 'other.npz'}", stage=2, flags=("--eval_only",)) == 2
+  assert "config.oracle.model_init: these are not the stage I weights" in capsys.readouterr().err
   moved = tmp_path / "moved"
   moved.symlink_to(finished)
   assert experiment.run(finished_two, f"oracle.model_init={moved}", stage=2) == 0
