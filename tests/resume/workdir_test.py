@@ -213,6 +213,8 @@ def test_length_in_epochs(tmp_path):
                                                  data_dir=None, train_split="train"))
   assert workdirs.finished_step(tmp_path, config) is None
   workdirs.note_finished(tmp_path, config, 5)
+  assert workdirs.finished_step(tmp_path, config) is None  # somebody removed the weights: they are written again
+  (tmp_path / "weights.npz").touch()
   assert workdirs.finished_step(tmp_path, config) == 5
   config.num_epochs = 3.0
   assert workdirs.finished_step(tmp_path, config) is None
