@@ -20,6 +20,7 @@ REQUIRED = object()
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 BAD_EXAMPLE = ("error", "skip")
+VAL_PREFIX = "val/"  # before the names of the validation losses
 MIXED = ";"   # between the datasets of a mixture, and between their places
 
 
@@ -306,6 +307,20 @@ def _check_evals(values: Mapping[str, Any]) -> None:
     seen.add(name)
     resolve(evaluator, "uvim_like.evaluators", where=f"config.evals ('{name}')")
     _check_keys(values[name], EVAL_SCHEMA, where=f"config.{name}")
+  _check_prefixes(values)
+
+
+def _check_prefixes(values: Mapping[str, Any]) -> None:
+  """What an evaluation has written is known by its prefix alone, after a kill as well: none may begin with another."""
+  used = {"val_split": VAL_PREFIX} if values.get("val_split") else {}
+  for name, _ in values.get("evals") or ():
+    own = values[name].get("prefix")
+    own = f"{name}/" if own is None else own
+    for other, prefix in used.items():
+      if own.startswith(prefix) or prefix.startswith(own):
+        raise UserError(f"config.{name}.prefix: {own!r} and {prefix!r}, that of config.{other}, cannot be told apart in "
+                        f"the log; give each one of its own, e.g. '{name}_eval/'")
+    used[name] = own
 
 
 def _check_oracle(values: Mapping[str, Any]) -> None:

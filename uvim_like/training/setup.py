@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvim_like import keywords, names, weights
+from uvim_like.config_schema import VAL_PREFIX
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import mean
 from uvim_like.evaluators import run as evaluation
@@ -226,7 +227,7 @@ def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
   if config.val_split:
     block = dict(dataset=config.dataset, split=config.val_split, pp=config.pp_eval or config.pp_train,
                  batch_size=config.batch_size, data_dir=config.data_dir)
-    found.append(_evaluator("val", "val/", mean.make(), config.log_eval_steps, block, _losses(run), run, data,
+    found.append(_evaluator("val", VAL_PREFIX, mean.make(), config.log_eval_steps, block, _losses(run), run, data,
                             where="config"))
   for name, kind in config.evals:
     block = config[name]
