@@ -38,7 +38,7 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
   if num_classes is None:
     if dataset is None:
       raise UserError("mean_iou: neither 'num_classes' nor 'dataset' says how many classes there are")
-    num_classes = len(classes.table(dataset).ids)
+    num_classes = len(classes.table(dataset, where="metric.dataset").ids)
   if num_classes < 1:
     raise UserError(f"mean_iou: num_classes {num_classes}; at least 1 is needed")
   return Metric(

@@ -237,9 +237,16 @@ def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
       options.setdefault("dataset", block.dataset)
     keywords.check(make, options, where=f"config.{name}.metric", after_data=False)
     predict = _prediction(run, block.pred, block.pred_kw, where=f"config.{name}.pred")
-    found.append(_evaluator(name, block.prefix, make(**options), block.log_steps, block, predict, run, data,
+    found.append(_evaluator(name, block.prefix, _metric(make, options, where=f"config.{name}"), block.log_steps, block, predict, run, data,
                             where=f"config.{name}"))
   return found
+
+
+def _metric(make: Callable, options: Mapping[str, Any], *, where: str) -> Metric:
+  try:
+    return make(**options)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
 
 
 def _evaluator(name, prefix, metric, log_steps, block, function, run, data, *, where) -> Evaluator:
