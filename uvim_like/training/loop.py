@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from uvim_like import weights
 from uvim_like.errors import UserError
+from uvim_like.labels import check_channels
 from uvim_like.training import checkpoint, checksums, logs, setup, sharding, signals
 from uvim_like.training import workdir as workdirs
 from uvim_like.training.setup import DEVICE_KEYS, Evaluator, Run
@@ -189,8 +190,7 @@ def check_labels(batch: Batch, limits: tuple[int, ...] | None, *, where: str, ke
   """
   if limits is None or "labels" not in batch or not np.issubdtype(batch["labels"].dtype, np.integer):
     return
-  if batch["labels"].shape[-1] != len(limits):
-    raise UserError(f"{where}: 'labels' have {batch['labels'].shape[-1]} channels, the model's have {len(limits)}")
+  check_channels(batch["labels"].shape[-1], limits, where=where)
   for channel, classes in enumerate(limits):
     labels = batch["labels"][..., channel]
     if labels.max() < classes and labels.min() >= -1:
