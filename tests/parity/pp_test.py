@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pp_ops import builder, ops_image
 from pp_ops.uvim import pp_ops as uvim_ops
+from tests.parity.conftest import missing
 
 pytestmark = pytest.mark.parity
 
@@ -20,8 +21,8 @@ FLOAT = dict(rtol=1e-6, atol=1e-6)
 
 
 def files(folder: pathlib.Path, marker: str) -> list[pathlib.Path]:
-  """The npz files of the set that have an array of this name."""
-  return [p for p in sorted(folder.glob("uvim/*.npz")) if marker in np.load(p).files]
+  """The npz files of the set that have an array of this name, at least one."""
+  return [p for p in sorted(folder.rglob("*.npz")) if marker in np.load(p).files] or missing(f"array {marker}")
 
 
 def apply(pp: str, **features) -> dict[str, np.ndarray]:
