@@ -6,6 +6,7 @@ inside `model` is checked by the system that builds it.
 
 import ast
 import copy
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ SCHEMA: dict[str, Key] = {
     "pp_train": Key(TEXT, REQUIRED, "preprocessing of training examples"),
     "pp_eval": Key(TEXT, None, "preprocessing for the validation loss"),
     "pp_modules": Key(TEXTS, None, "modules of pp_ops with the ops; None for the pipeline's own default"),
-    "shuffle_buffer_size": Key(COUNT, None, "for sources that read sequentially; others permute all indices"),
+    "shuffle_buffer_size": Key(COUNT, None, "of the paper's listings; not used: every epoch permutes its whole split"),
     "prefetch": Key(COUNT, 2, "batches made ahead"),
     "on_bad_example": Key(TEXT, "error", "an example that cannot be read in training: " + " or ".join(BAD_EXAMPLE)),
     "max_bad_share": Key(POSITIVE, 0.01, "with 'skip': training stops when more than this share of the split is bad"),
@@ -106,7 +107,7 @@ SCHEMA: dict[str, Key] = {
     "head": Key(BLOCK, {}, "options of a system's head that its network does not hold, e.g. PolyMaX's bin centres"),
     "losses": Key(BLOCK, {}, "weights and constants of a system's losses"),
     "freeze_dict": Key(SWITCH, False, "the dictionary of stage I does not learn"),
-    "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I"),
+    "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I; 0.25 for AiT's tokenizers"),
     "evals": Key(PAIRS, [], "(name, evaluator): a module of uvim_like/evaluators, options in the block config.<name>"),
     "seed": Key(INTEGER, 0, "of initialisation, data order and dropout"),
     "mesh": Key(BLOCK_OR_PAIRS, [("data", -1)], "axes of devices and their sizes; -1 for the rest"),
@@ -148,7 +149,8 @@ def with_defaults(config: mlc.ConfigDict) -> mlc.ConfigDict:
   """
   values = plain(config)
   full = mlc.ConfigDict(values)
-  _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | dict(task=task_of(values)))
+  own = system_reads(values["model_name"])
+  _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | own | dict(task=task_of(values)))
   inherited = dict(log_steps=full.log_eval_steps, dataset=full.dataset, batch_size=full.batch_size)
   for name, _ in full.evals:
     own = dict(prefix=f"{name}/", data_dir=place_of(full[name].get("dataset") or full.dataset, full))
@@ -186,6 +188,7 @@ def check(config: mlc.ConfigDict) -> None:
               where="config", others=(*blocks, *options))
   resolve(task, "uvim_like.tasks", needs="to_planes", where="config.task")
   resolve(values["model_name"], "uvim_like.systems", where="config.model_name")
+  _check_system(values)
   _check_length(values)
   _check_choices(values)
   _check_schedule(values.get("schedule"))
@@ -233,13 +236,24 @@ def resolve(name: str, package: str, *, needs: str = "make", where: str = "confi
 
 def task_options(task: str) -> tuple[str, ...]:
   """Config keys that a task adds to the schema: its constant OPTIONS, read without importing it."""
-  path = pathlib.Path(__file__).parent / "tasks" / (task.removeprefix("proj.").replace(".", "/") + ".py")
+  return tuple(_constant("tasks", task, "OPTIONS") or ())
+
+
+def system_reads(model_name: str) -> dict[str, Any]:
+  """{key of the schema that only some systems read: default} of those that this one reads: its constant READS."""
+  return dict(_constant("systems", model_name, "READS") or {})
+
+
+@functools.cache
+def _constant(folder: str, name: str, constant: str) -> Any:
+  """A literal at the top of a module that a name in a config denotes, read without importing it; None without."""
+  path = pathlib.Path(__file__).parent / folder / (name.removeprefix("proj.").replace(".", "/") + ".py")
   if not path.is_file():
-    return ()
+    return None
   for node in ast.parse(path.read_text(encoding="utf-8")).body:
-    if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["OPTIONS"]:
-      return tuple(ast.literal_eval(node.value))
-  return ()
+    if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [constant]:
+      return ast.literal_eval(node.value)
+  return None
 
 
 def eval_blocks(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -280,6 +294,16 @@ def _check_choices(values: Mapping[str, Any]) -> None:
   for key, choices in (("dtype", DTYPES), ("remat", REMATS), ("on_bad_example", BAD_EXAMPLE)):
     if values.get(key) is not None and values[key] not in choices:
       raise unknown("value", values[key], choices, where=f"config.{key}")
+
+
+def _check_system(values: Mapping[str, Any]) -> None:
+  """No block is set that only other systems read: it would be passed over in silence."""
+  own = system_reads(values["model_name"])
+  readers = {name: system_reads(name) for name in names.module_names("uvim_like.systems", needs="make")}
+  for key in sorted({key for reads in readers.values() for key in reads} - own.keys()):
+    if values.get(key) not in (None, SCHEMA[key].default):
+      others = ", ".join(name for name, reads in readers.items() if key in reads)
+      raise UserError(f"config.{key}: model_name '{values['model_name']}' does not read it; {others} would; leave it out")
 
 
 def _check_schedule(schedule: Any) -> None:
