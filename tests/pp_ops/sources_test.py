@@ -1,6 +1,7 @@
 """Sources: what each kind of dataset gives for an index, and what it says about broken files."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pp_ops import pipeline, scenes_builder, source, sources_scenes, sources_tfds
+from pp_ops import pipeline, scenes_builder, source, sources_coco, sources_scenes, sources_tfds
 from pp_ops.sources import open_source
 from uvim_like import scenes
 from uvim_like.errors import UserError
+from uvim_like.own_data import tables
 
 # --- splits -------------------------------------------------------------------------------------------------------
 
@@ -152,6 +154,22 @@ def test_coco_json_split_names(coco_dir):
   assert sizes == {"train2017": 9, "validation": 3, "val2017[1:]+train[:2]": 4}
   with pytest.raises(UserError, match="did you mean 'val2017'"):
     open_source(f"coco_json:{coco_dir}", "val2018")
+
+
+def test_coco_json_parses_its_table_once_until_it_changes(coco_dir, tmp_path, monkeypatch):
+  root = tmp_path / "coco"
+  shutil.copytree(coco_dir, root)
+  parsed = []
+  monkeypatch.setattr(sources_coco, "read_json", lambda path: parsed.append(path.name) or tables.read_json(path))
+  first = open_source("coco_json", "train", data_dir=str(root))[0]
+  again = open_source("coco_json", "train[:3]", data_dir=str(root))[0]
+  assert len(parsed) == 1 and first["image/id"] == again["image/id"]
+  path = root / "annotations" / "panoptic_train2017.json"
+  os.utime(path, (1, 1))
+  assert len(open_source("coco_json", "train", data_dir=str(root))) == 9 and len(parsed) == 2
+  next((root / "train2017").iterdir()).unlink()
+  with pytest.raises(UserError, match="1 images of the annotations are missing"):
+    open_source("coco_json", "train", data_dir=str(root))
 
 
 def test_folder_pairs_by_name_and_reads_palettes_and_millimetres(folder, pictures):
