@@ -1,5 +1,6 @@
 """Every config builds with every argument, passes the schema, resolves its preprocessing and evaluates in shape."""
 
+import functools
 import importlib
 import itertools
 import pathlib
@@ -266,13 +267,21 @@ def test_model_evaluates_in_shape(name, arg):
   config = configs.with_defaults(load(name, arg))
   system = importlib.import_module(configs.resolve(config.model_name, "uvim_like.systems")).make(config)
   size, (channels, dtype) = config.model.input_size, labels_of(config)
-  batch = {"image": jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
-           "labels": jax.ShapeDtypeStruct((1, *size, channels), dtype)}
+  batch = {"image": jax.ShapeDtypeStruct((2, *size, 3), jnp.float32),
+           "labels": jax.ShapeDtypeStruct((2, *size, channels), dtype)}
   if config.oracle:
     batch["image_ctx"] = batch["image"]
   shapes = jax.eval_shape(system.init, jax.random.key(0), batch)
-  count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-  assert count == PARAMETERS.get((name, arg), count)
+  if (name, arg) in PARAMETERS:
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) == PARAMETERS[name, arg]
+  if "runlocal" in arg:  # the other sizes are the same program, and seconds longer to trace
+    out = jax.eval_shape(lambda *args: system.loss(*args, True), shapes, system.frozen, batch, jax.random.key(0))
+    assert out.loss.shape == () and all(part.shape == (2,) for part in out.parts.values())
+    assert jax.tree.structure(out.state) == jax.tree.structure(shapes.state)
+    for block, _ in config.evals:
+      predict = functools.partial(system.predict[config[block].pred], **config[block].pred_kw)
+      found = jax.eval_shape(predict, shapes, system.frozen, batch, jax.random.key(0))
+      assert found and all(x.shape[0] == 2 for x in found.values())
 
 
 # Of the published checkpoints; the listing's learned bottleneck has 2 * 1024 * 256 more.
