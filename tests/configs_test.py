@@ -250,6 +250,13 @@ def test_preprocessing_resolves_on_scenes(name):
     assert tuple(specs["image"].shape) == (64, 64, 3), place
 
 
+@pytest.mark.parametrize("name", ["color_stage1", "color_stage2"])
+def test_fid_reads_the_published_images_and_no_others(name):
+  block = configs.with_defaults(load(name, "inception=inception.jaxexport")).coltran_fid
+  assert (block.dataset, block.split) == ("read_order:imagenet2012", "validation[:5000]+validation[10000:15000]")
+  assert "coltran_fid" not in load(name, "inception=inception.jaxexport,folder")
+
+
 def test_evaluators_accept_their_options():
   for name in NAMES:
     config = configs.with_defaults(load(name, "scenes,runlocal"))

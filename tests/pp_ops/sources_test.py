@@ -132,6 +132,23 @@ def test_unknown_and_missing_datasets(tmp_path, dataset, words):
   assert words in str(error.value)
 
 
+def test_read_order_is_that_of_tfds(tmp_path):
+  """More shards than are read at a time, of unlike lengths, none a multiple of a block."""
+  features = tfds.features.FeaturesDict({"number": np.int64})
+  tfds.dataset_builders.store_as_tfds_dataset(
+      "counted", "1.0.0", features, {"train": [(n, {"number": n}) for n in range(700)]}, data_dir=tmp_path, disable_shuffling=False,
+      download_config=tfds.download.DownloadConfig(num_shards=19))
+  builder = tfds.builder_from_directory(next(tmp_path.glob("counted/*")))
+  stored = sources_tfds.TfdsSource(builder, "counted", "train")
+  records = [int(stored[i]["number"]) for i in range(len(stored))]
+  read = [int(example["number"]) for example in builder.as_dataset(split="train").as_numpy_iterator()]
+  assert read != records
+  ours = sources_tfds.TfdsSource(builder, "counted", "train[:90]+train[300:310]", in_read_order=True)
+  assert [int(ours[i]["number"]) for i in range(len(ours))] == read[:90] + read[300:310]
+  assert ours.example_id(99) == f"train[{records.index(read[309])}]"
+  assert [records[i] for i in sources_tfds.read_order(builder.info.splits["train"].shard_lengths)] == read
+
+
 # --- COCO JSON and folders ------------------------------------------------------------------------------------------
 
 def test_coco_json_has_the_features_of_tfds(tfds_dir, coco_dir):
