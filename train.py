@@ -116,7 +116,8 @@ def train(config: Any, workdir: pathlib.Path, saved: checkpoint.Checkpoints, sto
   """The training of `run`, in a workdir that is held."""
   system = setup.make_system(config)
   data, place = data_provider(config.dataset), place_of(config)
-  stream = training_batches(config, data, place, start_step=saved.latest() or 0, limits=system.label_limits)
+  begin = saved.latest() or 0
+  stream = training_batches(config, data, place, start_step=begin, limits=system.label_limits)
   first = next(stream)
   loop.check_labels(first, system.label_limits, where=f"{config.dataset} {config.train_split}", key=system.label_key)
   prepared = setup.prepare(config, num_examples=data.num_examples(**place), batch=device_part(first), system=system)
@@ -129,7 +130,7 @@ def train(config: Any, workdir: pathlib.Path, saved: checkpoint.Checkpoints, sto
     raise UserError(f"config: the training ends after {prepared.total_steps} steps, but the checkpoints of {workdir} are at "
                     f"{start} already; give another --workdir or a longer training")
   write_config(workdir, config)
-  if start != (saved.latest() or 0):  # the newest checkpoint was damaged: data from the one that was taken
+  if start != begin:  # the newest checkpoint was damaged, and is set aside now: data from the one that was taken
     stream.close()
     stream = training_batches(config, data, place, start_step=start, limits=system.label_limits)
     first = next(stream)

@@ -172,11 +172,12 @@ def depth_data(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, colours: bool, pr
                                   window(SIZE if arg.runlocal else 480) if arg.folder else shape,
                                   TRAIN_COLOURS if own else '', f'{keep})')
     config.pp_eval = common.join('decode|depth_labels', shape, f'{keep})')
+    pp = f'depth_labels|copy("labels", "ground_truth")|{keep}, "ground_truth")'
+    if shape:   # the metric reads the raw maps, at their own sizes
+      pp = common.join('depth_labels', shape, f'{keep})')
     common.add_eval(config, 'depth_val', 'nyu_depth', split=config.val_split, log_steps=2000, prefix='nyu_depth/',
-                    pp=common.join('depth_labels', shape, f'copy("labels", "ground_truth")|{keep}, "ground_truth")'),
-                    metric=dict(preset='plain'))
-    if arg.folder:   # maps of their own sizes are no batch: the metric reads the files
-      config.depth_val.pp = common.join('depth_labels', shape, f'{keep})')
+                    pp=pp, metric=dict(preset='plain'))
+    if arg.folder:
       own_data.splits(config, arg)
       own_data.depth(config, arg)
     return
@@ -305,10 +306,9 @@ def semantic_data(config: mlc.ConfigDict, arg: mlc.ConfigDict) -> None:
   moves = common.join(window(size), TRAIN_COLOURS) if arg.folder else shape
   config.pp_train = common.join('decode', labels, 'random_flip', moves, f'{keep})')
   config.pp_eval = common.join('decode', labels, shape, f'{keep})')
-  common.add_eval(config, 'semantic_val', 'mean_iou', split='validation', log_steps=2000, prefix='miou/',
-                  pp=common.join(labels, 'copy("labels", "ground_truth")', shape, f'{keep}, "ground_truth")'),
-                  metric=dict(num_classes=semantic_classes(arg)))
-  if arg.folder:   # maps of their own sizes are no batch: the metric reads the files
-    config.semantic_val.pp = common.join(labels, shape, f'{keep})')
-    config.semantic_val.metric.target_key = arg.labels
+  pp, metric = f'{labels}|copy("labels", "ground_truth")|{keep}, "ground_truth")', dict(num_classes=semantic_classes(arg))
+  if shape:   # the metric reads the raw maps, at their own sizes
+    pp, metric['target_key'] = common.join(labels, shape, f'{keep})'), arg.labels
+  common.add_eval(config, 'semantic_val', 'mean_iou', split='validation', log_steps=2000, prefix='miou/', pp=pp, metric=metric)
+  if arg.folder:
     own_data.splits(config, arg)

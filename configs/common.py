@@ -233,9 +233,10 @@ def color_eval(config: mlc.ConfigDict, arg: mlc.ConfigDict, *, ctx: bool = False
   """PSNR; and ColTran's FID-5k where `inception` names the exported network, which cannot be shipped."""
   pp = color_pp(arg.res, raw=True, ctx=ctx)
   add_eval(config, 'psnr_val', 'psnr', pp=pp, split='validation', log_steps=10_000, prefix='psnr/')
-  if arg.inception and not arg.scenes:
-    add_eval(config, 'coltran_fid', 'coltran_fid', pp=coltran_pp(arg.res, ctx=ctx), split='validation', log_steps=100_000,
-             metric=dict(inception_weights=arg.inception))
+  if arg.inception and not (arg.scenes or arg.folder):   # its pictures are ImageNet's
+    add_eval(config, 'coltran_fid', 'coltran_fid', pp=coltran_pp(arg.res, ctx=ctx),
+             dataset=f'read_order:{config.dataset}', split='validation[:5000]+validation[10000:15000]',
+             log_steps=100_000, metric=dict(inception_weights=arg.inception))
 
 
 # --- Blocks shared by the depth and colour configs (the released recipes; the panoptic ones are spelt out) ----------

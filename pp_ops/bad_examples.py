@@ -12,13 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from uvim_like.errors import UserError
+from uvim_like.labels import check_channels
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
 
-# What a broken file or a failed check raises; running out of memory, for one, is none of these.
+# What a broken file or a failed check raises; running out of memory, for one, is none of these. TensorFlow makes its
+# own errors of what Python raises below it; substitutes are read by Python alone.
 DATA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnknownError, tf.errors.NotFoundError, tf.errors.DataLossError,
-               tf.errors.FailedPreconditionError, tf.errors.PermissionDeniedError, ValueError)
+               tf.errors.FailedPreconditionError, tf.errors.PermissionDeniedError, ValueError, OSError, KeyError)
 TRIES = 16   # substitutes in a row that may be bad too; more, and the data or its storage is broken as a whole
 
 
@@ -43,11 +45,21 @@ def substitute(seed: int, epoch: int, index: int, attempt: int, *, length: int) 
   return int(np.random.RandomState(entropy).randint(length))
 
 
-def label_problem(features: Mapping[str, np.ndarray], limits: Sequence[int] | None) -> str | None:
-  """Words about the first channel of integer `labels` (H, W, C) outside its number of classes; -1 means ignored."""
+def reason(error: Exception) -> str:
+  """What is wrong with an example, in one line."""
+  text = f"there is no {error}" if isinstance(error, KeyError) else str(getattr(error, "message", error))
+  return " ".join(text.split())[:400]
+
+
+def label_problem(features: Mapping[str, np.ndarray], limits: Sequence[int] | None, *, where: str) -> str | None:
+  """Words about the first channel of integer `labels` (H, W, C) outside its number of classes; -1 means ignored.
+
+  Raises UserError, naming `where`, for another number of channels: all examples have it.
+  """
   labels = features.get("labels")
   if limits is None or labels is None or not np.issubdtype(labels.dtype, np.integer):
     return None
+  check_channels(labels.shape[-1], limits, where=where)
   for channel, classes in enumerate(limits):
     low, high = int(labels[..., channel].min()), int(labels[..., channel].max())
     if low < -1 or high >= classes:
@@ -98,8 +110,8 @@ class SkippingBatches:
     try:
       features = read()
     except DATA_ERRORS as error:
-      return None, " ".join(str(getattr(error, "message", error)).split())[:400]
-    return features, label_problem(features, self._limits)
+      return None, reason(error)
+    return features, label_problem(features, self._limits, where=self._split.name)
 
   def _note(self, index: int, problem: str) -> None:
     """Counts and logs a bad example once; UserError above the share."""

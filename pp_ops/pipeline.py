@@ -161,9 +161,9 @@ def _blame(prepared: Prepared, rows: Sequence[tuple[int, int]], seed: int, error
     try:
       raw = prepared.source.fetch(int(index), prepared.keys)
       transform(prepared, {k: tf.constant(v) for k, v in raw.items()}, example_seed(seed, epoch, index))
-    except (tf.errors.OpError, ValueError) as cause:
-      reason = " ".join(str(getattr(cause, "message", cause)).split())
-      return UserError(f"{prepared.source.name}: example '{prepared.source.example_id(int(index))}': {reason[:400]}")
+    except (tf.errors.OpError, *bad_examples.DATA_ERRORS) as cause:
+      return UserError(f"{prepared.source.name}: example '{prepared.source.example_id(int(index))}': "
+                       f"{bad_examples.reason(cause)}")
   return error
 
 

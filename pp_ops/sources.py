@@ -20,7 +20,7 @@ def open_source(dataset: str, split: str, *, data_dir: str | None = None,
   """Opens a split for random access; nothing but lists of files and their metadata is read.
 
   Args:
-    dataset: a TFDS name ("coco/2017_panoptic"), "scenes" or "scenes/<config>", or one of FOLDERS, "folder" or
+    dataset: a TFDS name ("coco/2017_panoptic", or "read_order:coco/2017_panoptic" as TFDS would read it), "scenes" or "scenes/<config>", or one of FOLDERS, "folder" or
       "folder:<path>".
     split: TFDS split arithmetic over the dataset's splits.
     data_dir: where TFDS datasets were prepared, or the folder itself.

@@ -1,5 +1,6 @@
 """COCO panoptic annotations in their official layout, with the features of TFDS's coco/2017_panoptic."""
 
+import functools
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from etils import epath
 from pp_ops.source import split_spans
 from pp_ops.sources_folder import FileSource
 from uvim_like.errors import UserError
-from uvim_like.own_data.files import Files, check_pairs
+from uvim_like.own_data.files import Files, Objects, check_pairs
 from uvim_like.own_data.layout import list_files
 from uvim_like.own_data.tables import entry_errors, list_objects, read_json
 from uvim_like.pictures import check_links, plain_name
@@ -39,8 +40,8 @@ def open_split(root: epath.Path, split: str, *, skip_decode: Collection[str] = (
 
 def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
   """The files of one split, each checked to be there."""
-  table = read_json(annotation)
-  names = image_names(table, annotation)
+  about = annotation.stat()
+  names, numbers, objects = _table(str(annotation), (about.mtime, about.length))
   stems = tuple(pathlib.PurePath(file_name).stem for file_name in names)
   pictures = {s: root / name / file_name for s, file_name in zip(stems, names)}
   if len(pictures) < len(names):
@@ -53,10 +54,19 @@ def scan(root: epath.Path, name: str, annotation: epath.Path) -> Files:
     raise UserError(f"coco_json '{root}': there is no panoptic_{name}/")
   labels = list_files(maps, (".png",))
   check_pairs(stems, labels, maps)
-  objects = list_objects(table, annotation)
   check_pairs(stems, objects, annotation)
-  ids = {s: im["id"] for s, im in zip(stems, table["images"])}   # integers, as `list_objects` has seen
-  return Files(stems, pictures, {"panoptic": labels}, objects, ids)
+  return Files(stems, pictures, {"panoptic": labels}, objects, dict(zip(stems, numbers)))
+
+
+@functools.lru_cache(maxsize=4)   # a training opens its splits several times, and COCO's table takes seconds to parse
+def _table(path: str, stamp: tuple[int, int]) -> tuple[list[str], list[int], Objects]:
+  """(image files, their ids, stem -> objects) of a table as it was at a time, with a length; see `Files`."""
+  del stamp
+  annotation = epath.Path(path)
+  table = read_json(annotation)
+  names = image_names(table, annotation)
+  objects = list_objects(table, annotation)
+  return names, [image["id"] for image in table["images"]], objects   # integers, as `list_objects` has seen
 
 
 def image_names(table: Mapping[str, Any], annotation: epath.Path) -> list[str]:

@@ -13,6 +13,8 @@ from etils import epath
 from pp_ops.source import Source, Specs, count, locate, split_spans
 from uvim_like.errors import UserError, suggest
 
+READ_ORDER = "read_order:"   # before a dataset's name: its splits count records as TFDS reads them
+INTERLEAVED = 16   # shards at a time, and records of each in turn: TFDS's defaults
 _LENGTH, _CRC = 8, 4   # a TFRECORD entry: length (little endian), its crc, data, the data's crc
 
 
@@ -87,6 +89,24 @@ def _open_records(builder: Any, split: str) -> Records:
   raise UserError(f"{builder.info.full_name}: stored as {kind}; prepare it with file_format='array_record' or 'tfrecord'")
 
 
+# --- order --------------------------------------------------------------------------------------------------------
+
+def read_order(lengths: Sequence[int]) -> np.ndarray:
+  """(n,) int64: positions of a split's records in the order in which TFDS reads its shards unless told otherwise.
+
+  It takes blocks of 16 records from 16 shards in turn. Protocols that speak of "the first 5000 images" of a dataset
+  counted so.
+
+  Args:
+    lengths: records of each shard, in the order of the shards.
+  """
+  ends = np.cumsum(lengths).tolist()
+  shards = tf.data.Dataset.from_tensor_slices(([end - n for end, n in zip(ends, lengths)], ends))
+  order = shards.interleave(lambda begin, end: tf.data.Dataset.range(tf.cast(begin, tf.int64), tf.cast(end, tf.int64)),
+                            cycle_length=INTERLEAVED, block_length=INTERLEAVED)
+  return np.concatenate([np.zeros(0, np.int64), *order.batch(4096).as_numpy_iterator()])
+
+
 # --- the source ---------------------------------------------------------------------------------------------------
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -100,15 +120,22 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class TfdsSource(Source):
-  """A split of a prepared TFDS builder; the builder's own features parse the records."""
+  """A split of a prepared TFDS builder; the builder's own features parse the records.
 
-  def __init__(self, builder: Any, dataset: str, split: str, *, skip_decode: Collection[str] = ()):
+  Its examples come in the order of the records on disk, or, with `in_read_order`, in that of `read_order`; the split's
+  slices are of the one or the other.
+  """
+
+  def __init__(self, builder: Any, dataset: str, split: str, *, skip_decode: Collection[str] = (),
+               in_read_order: bool = False):
     import tensorflow_datasets as tfds
     self.name = f"{dataset} '{split}'"
     self._builder = builder
     lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
     self._spans = split_spans(split, lengths, where=dataset)
     self._records = {span.split: _open_records(builder, span.split) for span in self._spans}
+    self._order = {span.split: read_order(builder.info.splits[span.split].shard_lengths)
+                   for span in self._spans} if in_read_order else {}
     images = [k for k, f in builder.info.features.items() if type(f) is tfds.features.Image]
     self._decoders = {k: tfds.decode.SkipDecoding() for k in skip_decode if k in images}
     parse = tf.function(self._parse_record, autograph=False).get_concrete_function(tf.TensorSpec([], tf.string))
@@ -117,15 +144,20 @@ class TfdsSource(Source):
   def __len__(self) -> int:
     return count(self._spans)
 
-  def example_id(self, index: int) -> str:
+  def _place(self, index: int) -> tuple[str, int]:
+    """The named split of an example, and the position of its record there."""
     split, position = locate(index, self._spans)
+    return split, int(self._order[split][position]) if split in self._order else position
+
+  def example_id(self, index: int) -> str:
+    split, position = self._place(index)
     return f"{split}[{position}]"
 
   def raw_specs(self, keys: Collection[str]) -> Specs:
     return {"record": tf.TensorSpec([], tf.string)}
 
   def fetch(self, index: int, keys: Collection[str]) -> dict[str, Any]:
-    split, position = locate(index, self._spans)
+    split, position = self._place(index)
     return {"record": self._records[split](position)}
 
   def parse(self, raw: Mapping[str, tf.Tensor], keys: Collection[str]) -> dict[str, tf.Tensor]:
@@ -146,10 +178,13 @@ def open_dataset(dataset: str, split: str, *, data_dir: str | None = None,
                  skip_decode: Collection[str] = ()) -> TfdsSource:
   """A split of a TFDS dataset that was prepared in data_dir (default: TFDS's own).
 
+  With "read_order:" before its name, slices of the split count the records in the order in which TFDS reads them.
+
   Raises:
     UserError: unknown name; known but not prepared there, with the command that prepares it.
   """
   import tensorflow_datasets as tfds
+  in_read_order, dataset = dataset.startswith(READ_ORDER), dataset.removeprefix(READ_ORDER)
   try:
     builder = tfds.builder(dataset, data_dir=data_dir and os.path.expanduser(data_dir))
   except tfds.core.registered.DatasetNotFoundError as error:
@@ -165,4 +200,4 @@ def open_dataset(dataset: str, split: str, *, data_dir: str | None = None,
         f"dataset '{dataset}' is not prepared in data_dir '{builder.data_dir_root}'; prepare it with: python -c "
         f"\"import tensorflow_datasets as tfds; tfds.builder('{dataset}', data_dir='{builder.data_dir_root}')"
         ".download_and_prepare()\"")
-  return TfdsSource(builder, dataset, split, skip_decode=skip_decode)
+  return TfdsSource(builder, dataset, split, skip_decode=skip_decode, in_read_order=in_read_order)

@@ -6,8 +6,8 @@ import ml_collections as mlc
 import pytest
 
 from uvim_like import config as configs
-from uvim_like import config_json
-from uvim_like.config_schema import EVAL_SCHEMA, ORACLE_SCHEMA, SCHEMA
+from uvim_like import config_json, names
+from uvim_like.config_schema import EVAL_SCHEMA, ORACLE_SCHEMA, SCHEMA, system_reads
 from uvim_like.errors import UserError
 
 DEPTH = "configs/uvim/depth_stage1.py"
@@ -108,6 +108,15 @@ def test_defaults_are_filled_in_and_belong_to_the_copy():
     (changed(stage_one(), evals=[("val", "nyu_depth"), ("val", "mean")]), "stands twice"),
     (changed(stage_one(), evals=["val"]), "config.evals: must be a list of (name, value) pairs"),
     (changed(stage_one(), evals=[("val", 3)]), "needs the name of an evaluator"),
+    (changed(stage_one(), val_split="validation"), "config.val.prefix: 'val/' and 'val/', that of config.val_split, cannot"),
+    (changed(stage_one(), val_split="validation", val__prefix=""), "config.val.prefix: '' and 'val/'"),
+    (changed(stage_one(), evals=[("val", "nyu_depth"), ("more", "mean")],
+             more=dict(split="train", pp="nyu_depth", prefix="val/train_")), "config.more.prefix: 'val/train_' and 'val/'"),
+    (changed(stage_one(), solver={"nonsense": 1}),
+     "config.solver: model_name 'proj.uvim.vit' does not read it; ait.solver would; leave it out"),
+    (changed(stage_one(), oracle=stage_two().oracle.to_dict()), "config.oracle: model_name 'proj.uvim.vit' does not"),
+    (changed(stage_two(), w_commitment=0.5), "'uvim.lm' does not read it; ait.vqvae, uvim.vit would"),
+    (changed(stage_two(), freeze_dict=True), "config.freeze_dict: model_name 'uvim.lm' does not read it"),
     (changed(stage_one(), task="depht"), "config.task: unknown name 'depht'; did you mean 'depth'?"),
     (changed(stage_one(), model_name="proj.uvim.vitt"), "config.model_name: unknown name"),
     (changed(stage_two(), oracle__model_name="uvim.vitt"), "config.oracle.model_name: unknown name"),
@@ -133,6 +142,17 @@ def test_mistakes_are_named(config, expected):
 def test_task_options_and_idle_evaluator_blocks_are_keys():
   schedule = [("a.*", None), (".*", {"decay_type": "cosine"})]
   configs.check(changed(stage_one(), min_depth=0.5, max_depth=80.0, evals=[], schedule=schedule))
+
+
+def test_what_only_some_systems_read():
+  assert configs.with_defaults(stage_one()).w_commitment == 0.0
+  tokenizer = configs.load_file("configs/ait/vqvae_depth.py", [])
+  del tokenizer.w_commitment
+  configs.check(tokenizer)
+  assert configs.with_defaults(tokenizer).w_commitment == 0.25
+  reads = {name: system_reads(name) for name in names.module_names("uvim_like.systems", needs="make")}
+  assert all(reads.values()) and {key for own in reads.values() for key in own} <= set(SCHEMA)
+  configs.check(changed(stage_two(), w_commitment=0.0, freeze_dict=False))  # the defaults may stand anywhere
 
 
 def test_required_placeholder_is_named():

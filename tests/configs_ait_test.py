@@ -88,6 +88,19 @@ def test_evaluators_accept_their_options():
       assert make(**config[key].metric).protocol, evaluator
 
 
+@pytest.mark.parametrize("arg", ["", "scenes", "scenes,runlocal"])
+@pytest.mark.parametrize("name", ["vqvae_depth", "depth", "vqvae_semantic", "semantic"])
+def test_metrics_compare_at_the_size_of_the_truth(name, arg):
+  """resize_all takes the kept truth along; the raw feature keeps its size."""
+  config = load(name, arg)
+  block = config["depth_val" if "depth" in name else "semantic_val"]
+  kept = "ground_truth" in block.pp
+  assert not (kept and "resize_all" in block.pp)
+  if "semantic" in name:
+    assert ("target_key" in block.metric) != kept
+    assert kept or block.metric.target_key == "semantic"
+
+
 def test_the_depth_tokenizer_is_trained_as_released():
   config, solver, other = load("vqvae_depth"), load("depth"), load("vqvae_depth", "scenes")
   assert config.total_steps == 60_560 == 20 * (24_231 // 8) and "num_epochs" not in config and other.num_epochs == 20

@@ -1,5 +1,6 @@
 """Weight files in big_vision's layout: what is written is read back, old layouts load, merging reports everything."""
 
+import errno
 import functools
 import io
 import zipfile
@@ -169,6 +170,16 @@ def test_failed_save_leaves_the_old_file(tmp_path):
     weights.save_npz(path, {"a": Broken()})
   np.testing.assert_array_equal(weights.read_npz(path)["a"], np.ones(2))
   assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(weights.os, "fsync", full)
+  with pytest.raises(OSError):
+    weights.save_npz(tmp_path / "w.npz", {"a": np.ones(2)})
+  assert not list(tmp_path.iterdir())
 
 
 def test_renumber():

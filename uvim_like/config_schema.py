@@ -6,6 +6,7 @@ inside `model` is checked by the system that builds it.
 
 import ast
 import copy
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ REQUIRED = object()
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 BAD_EXAMPLE = ("error", "skip")
+VAL_PREFIX = "val/"  # before the names of the validation losses
 MIXED = ";"   # between the datasets of a mixture, and between their places
 
 
@@ -73,7 +75,7 @@ SCHEMA: dict[str, Key] = {
     "pp_train": Key(TEXT, REQUIRED, "preprocessing of training examples"),
     "pp_eval": Key(TEXT, None, "preprocessing for the validation loss"),
     "pp_modules": Key(TEXTS, None, "modules of pp_ops with the ops; None for the pipeline's own default"),
-    "shuffle_buffer_size": Key(COUNT, None, "for sources that read sequentially; others permute all indices"),
+    "shuffle_buffer_size": Key(COUNT, None, "of the paper's listings; not used: every epoch permutes its whole split"),
     "prefetch": Key(COUNT, 2, "batches made ahead"),
     "on_bad_example": Key(TEXT, "error", "an example that cannot be read in training: " + " or ".join(BAD_EXAMPLE)),
     "max_bad_share": Key(POSITIVE, 0.01, "with 'skip': training stops when more than this share of the split is bad"),
@@ -105,7 +107,7 @@ SCHEMA: dict[str, Key] = {
     "head": Key(BLOCK, {}, "options of a system's head that its network does not hold, e.g. PolyMaX's bin centres"),
     "losses": Key(BLOCK, {}, "weights and constants of a system's losses"),
     "freeze_dict": Key(SWITCH, False, "the dictionary of stage I does not learn"),
-    "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I"),
+    "w_commitment": Key(NUMBER, 0.0, "weight of the commitment loss of stage I; 0.25 for AiT's tokenizers"),
     "evals": Key(PAIRS, [], "(name, evaluator): a module of uvim_like/evaluators, options in the block config.<name>"),
     "seed": Key(INTEGER, 0, "of initialisation, data order and dropout"),
     "mesh": Key(BLOCK_OR_PAIRS, [("data", -1)], "axes of devices and their sizes; -1 for the rest"),
@@ -147,7 +149,8 @@ def with_defaults(config: mlc.ConfigDict) -> mlc.ConfigDict:
   """
   values = plain(config)
   full = mlc.ConfigDict(values)
-  _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | dict(task=task_of(values)))
+  own = system_reads(values["model_name"])
+  _fill(full, {key: entry.default for key, entry in SCHEMA.items()} | own | dict(task=task_of(values)))
   inherited = dict(log_steps=full.log_eval_steps, dataset=full.dataset, batch_size=full.batch_size)
   for name, _ in full.evals:
     own = dict(prefix=f"{name}/", data_dir=place_of(full[name].get("dataset") or full.dataset, full))
@@ -207,6 +210,7 @@ def check(config: mlc.ConfigDict) -> None:
               where="config", others=(*blocks, *options))
   resolve(task, "uvim_like.tasks", needs="to_planes", where="config.task")
   resolve(values["model_name"], "uvim_like.systems", where="config.model_name")
+  _check_system(values)
   _check_length(values)
   _check_choices(values)
   _check_schedule(values.get("schedule"))
@@ -254,13 +258,24 @@ def resolve(name: str, package: str, *, needs: str = "make", where: str = "confi
 
 def task_options(task: str) -> tuple[str, ...]:
   """Config keys that a task adds to the schema: its constant OPTIONS, read without importing it."""
-  path = pathlib.Path(__file__).parent / "tasks" / (task.removeprefix("proj.").replace(".", "/") + ".py")
+  return tuple(_constant("tasks", task, "OPTIONS") or ())
+
+
+def system_reads(model_name: str) -> dict[str, Any]:
+  """{key of the schema that only some systems read: default} of those that this one reads: its constant READS."""
+  return dict(_constant("systems", model_name, "READS") or {})
+
+
+@functools.cache
+def _constant(folder: str, name: str, constant: str) -> Any:
+  """A literal at the top of a module that a name in a config denotes, read without importing it; None without."""
+  path = pathlib.Path(__file__).parent / folder / (name.removeprefix("proj.").replace(".", "/") + ".py")
   if not path.is_file():
-    return ()
+    return None
   for node in ast.parse(path.read_text(encoding="utf-8")).body:
-    if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["OPTIONS"]:
-      return tuple(ast.literal_eval(node.value))
-  return ()
+    if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [constant]:
+      return ast.literal_eval(node.value)
+  return None
 
 
 def eval_blocks(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -303,6 +318,16 @@ def _check_choices(values: Mapping[str, Any]) -> None:
       raise unknown("value", values[key], choices, where=f"config.{key}")
 
 
+def _check_system(values: Mapping[str, Any]) -> None:
+  """No block is set that only other systems read: it would be passed over in silence."""
+  own = system_reads(values["model_name"])
+  readers = {name: system_reads(name) for name in names.module_names("uvim_like.systems", needs="make")}
+  for key in sorted({key for reads in readers.values() for key in reads} - own.keys()):
+    if values.get(key) not in (None, SCHEMA[key].default):
+      others = ", ".join(name for name, reads in readers.items() if key in reads)
+      raise UserError(f"config.{key}: model_name '{values['model_name']}' does not read it; {others} would; leave it out")
+
+
 def _check_schedule(schedule: Any) -> None:
   """One dict, or (pattern, dict or None) pairs; every dict names its decay."""
   pairs = [(".*", schedule)] if isinstance(schedule, dict) else schedule or []
@@ -328,6 +353,20 @@ def _check_evals(values: Mapping[str, Any]) -> None:
     seen.add(name)
     resolve(evaluator, "uvim_like.evaluators", where=f"config.evals ('{name}')")
     _check_keys(values[name], EVAL_SCHEMA, where=f"config.{name}")
+  _check_prefixes(values)
+
+
+def _check_prefixes(values: Mapping[str, Any]) -> None:
+  """What an evaluation has written is known by its prefix alone, after a kill as well: none may begin with another."""
+  used = {"val_split": VAL_PREFIX} if values.get("val_split") else {}
+  for name, _ in values.get("evals") or ():
+    own = values[name].get("prefix")
+    own = f"{name}/" if own is None else own
+    for other, prefix in used.items():
+      if own.startswith(prefix) or prefix.startswith(own):
+        raise UserError(f"config.{name}.prefix: {own!r} and {prefix!r}, that of config.{other}, cannot be told apart in "
+                        f"the log; give each one of its own, e.g. '{name}_eval/'")
+    used[name] = own
 
 
 def _check_oracle(values: Mapping[str, Any]) -> None:

@@ -79,6 +79,8 @@ def save_npz(path: str | os.PathLike, tree: Mapping[str, Any]) -> None:
   try:
     with open(temporary, "wb") as file:
       np.savez(file, **flat)
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Ops of UViM's tasks: panoptic labels, the NYU depth protocol, and the two ends of the colour evaluation."""
+"""Ops of UViM's tasks: panoptic labels and the NYU depth protocol."""
 
 import tensorflow as tf
 
@@ -27,17 +27,3 @@ def _nyu_crop(x: tf.Tensor) -> tf.Tensor:
   check = tf.debugging.assert_equal(tf.shape(x)[:2], NYU_SIZE, "nyu_eval_crop needs 480x640 pixels")
   with tf.control_dependencies([] if check is None else [check]):
     return tf.ensure_shape(x[slice(*NYU_ROWS), slice(*NYU_COLUMNS)], [426, 560, x.shape[-1]])
-
-
-def coltran_for_inception(prediction: tf.Tensor, size: int = 256) -> tf.Tensor:
-  """What ColTran's FID-5k compares: predictions (B, H, W, 3) in [-1, 1] -> (B, size, size, 3), on 256 levels.
-
-  Area resize, round((y + 1) 128) clipped to 0..255, back to level / 128 - 1.
-  """
-  return coltran_levels(prediction, size) / 128 - 1
-
-
-def coltran_levels(prediction: tf.Tensor, size: int = 256) -> tf.Tensor:
-  """The levels 0..255 of `coltran_for_inception`, float32 (B, size, size, 3)."""
-  small = tf.image.resize(prediction, (size, size), "area")
-  return tf.clip_by_value(tf.round((small + 1) * 128), 0, 255)

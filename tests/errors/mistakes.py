@@ -98,6 +98,9 @@ MISTAKES = [
             "train: config.depth_val.metric: unknown option 'avrage'; did you mean 'average'?"),
     Mistake("evaluator without what it needs", SCENES + " --config.evals=[('depth_val','save_predictions')]"
             " --config.depth_val.metric={}", "train: config.depth_val.metric: option 'out_dir' is missing"),
+    Mistake("evaluator of classes that nobody knows", SCENES + " --config.evals=[('depth_val','mean_iou')]"
+            " --config.depth_val.metric={'dataset':'coco_jsn'}",
+            "train: config.depth_val: metric.dataset: unknown dataset 'coco_jsn'; did you mean 'coco_json'?"),
     Mistake("batch of an evaluator and devices", SCENES + " --config.depth_val.batch_size=1",
             "train: config.depth_val.batch_size: 1 does not divide among 8 devices; nearest that does: 8"),
     Mistake("unknown compute type", SCENES + " --config.dtype=float16",

@@ -51,6 +51,16 @@ def test_nothing_measured_is_nan():
   assert np.isnan(mean_iou.make(num_classes=2).compute(np.zeros((2, 3)))["mIoU"])
 
 
+def test_beside_a_raw_feature_the_canvas_is_cut():
+  pred = np.pad([[1, 1, 2], [1, 1, 2]], ((0, 2), (0, 1)), constant_values=2)
+  on_canvas = {"image": np.zeros((8, 8, 3)), "valid_size": np.array([4, 6])}
+  metric = mean_iou.make(num_classes=2, target_key="semantic")
+  raw = on_canvas | {"semantic": np.kron([[0, 0, 1]], np.ones((6, 4), np.uint8))}
+  assert metric.compute(metric.update(metric.init(), {"semantics": pred}, raw))["mIoU"] == 1.0
+  metric = mean_iou.make(num_classes=2)  # labels of the batch are on the canvas too
+  assert metric.compute(metric.update(metric.init(), {"semantics": pred}, on_canvas | {"labels": pred}))["mIoU"] == 1.0
+
+
 def test_prediction_is_resized_and_raw_features_are_shifted():
   truth = np.repeat(np.repeat([[0, 1], [255, 1]], 3, 0), 5, 1)
   metric = mean_iou.make(num_classes=2, target_key="semantic")

@@ -68,6 +68,14 @@ def test_labels_of_the_batch_and_a_size_that_is_not_square():
   assert results["RMSE"] == 0.0 and results["silog"] == 0.0 and results["delta1"] == 1.0
 
 
+def test_beside_a_raw_feature_the_canvas_is_cut():
+  pred = np.pad([[1.0, 2.0, 3.0]] * 2, ((0, 2), (0, 1)), constant_values=9.0)
+  on_canvas = {"image": np.zeros((8, 8, 3)), "valid_size": np.array([4, 6])}
+  metric = nyu_depth.make("plain")
+  assert score(metric, [(pred, on_canvas | {"depth": np.kron([[1.0, 2.0, 3.0]], np.ones((6, 4)))})])["RMSE"] == 0.0
+  assert score(metric, [(pred, on_canvas | {"labels": pred[..., None]})])["RMSE"] == 0.0  # on the canvas too
+
+
 def test_an_image_without_a_valid_pixel_is_counted_and_left_out():
   good, empty = np.full((4, 4), 2.0), np.zeros((4, 4))
   for average in nyu_depth.AVERAGES:

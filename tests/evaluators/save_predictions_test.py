@@ -9,6 +9,7 @@ from PIL import Image
 
 from uvim_like.errors import UserError
 from uvim_like.evaluators import panoptic_quality as pq
+from uvim_like.evaluators import run as evaluation
 from uvim_like.evaluators import save_predictions
 from uvim_like.tasks import classes
 
@@ -31,6 +32,19 @@ def test_panoptic_files_are_in_the_results_format(tmp_path):
   assert pq.pq_compute(pq.stats_array(matched, classes.table("scenes")), classes.table("scenes"))["All_pq"] == 1.0
   with np.load(tmp_path / "000000000042.npz") as saved:
     np.testing.assert_array_equal(saved["semantics"], semantics)
+
+
+@pytest.mark.parametrize("size_key, shape", [("image", (4, 6)), (None, (2, 3))])
+def test_a_picture_is_without_the_padding_of_its_canvas(size_key, shape, tmp_path):
+  metric = save_predictions.make(str(tmp_path), size_key=size_key)
+  depth = np.where(np.arange(4) < 3, 1.0, 9.0) * np.where(np.arange(4) < 2, 1.0, 9.0)[:, None]
+  batch = {"image": np.zeros((1, 8, 8, 3)), "valid_size": np.array([[4, 6]]), "_index": np.array([7])}
+  raw = {} if size_key is None else {"image": np.zeros((4, 6, 3), np.uint8)}
+  metric.update(metric.init(), dict(depth=depth), evaluation.example_target(batch, 0, raw))
+  picture = np.asarray(Image.open(tmp_path / "depth" / "000000000007.png"))
+  assert picture.shape == shape and (picture == 1000).all()
+  with np.load(tmp_path / "000000000007.npz") as saved:
+    assert saved["depth"].shape == (4, 4)
 
 
 def test_classes_of_own_data(tmp_path):

@@ -64,6 +64,17 @@ def test_raw_features_crop_and_resize():
   assert valid.sum() == 16
 
 
+def test_beside_a_raw_feature_the_canvas_is_cut():
+  raw = np.tile(np.array([127, 127, 255], np.uint8), (6, 12, 1))
+  pred = np.tile([1.0, 0.0, 0.0], (4, 4, 1))
+  pred[:2, :3] = 0, 0, 1
+  on_canvas = {"image": np.zeros((8, 8, 3)), "valid_size": np.array([4, 6])}
+  metric = surface_normals.make(target_key="normals")
+  assert metric.compute(metric.update(metric.init(), {"normals": pred}, on_canvas | {"normals": raw}))["mean"] < 0.5
+  metric = surface_normals.make()  # labels of the batch are on the canvas too
+  assert metric.compute(metric.update(metric.init(), {"normals": pred}, on_canvas | {"labels": pred}))["mean"] == 0
+
+
 def test_shapes_are_checked():
   with pytest.raises(UserError, match=r"\(h, w, 3\)"):
     score([np.zeros((2, 2, 2))], [np.ones((2, 2, 3))])

@@ -1,6 +1,8 @@
 """Average precision of boxes, masks and keypoints against pycocotools' own numbers, for every stored case."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -35,6 +37,21 @@ def test_statistics_and_classes(stored_metrics, case_kind):
     for category, theirs in case["expected"]["per_category"].items():
       ours = scored(gt, found, kind, categories=[int(category)], **options)
       check(ours, {name: value for name, value in theirs.items() if name in ours}, atol, (case["case"], category))
+
+
+def test_all_kinds_on_real_annotations(stored_metrics):
+  folder = os.environ.get("GOLDEN_REAL_DIR")
+  if not folder:
+    pytest.skip("GOLDEN_REAL_DIR is not set: cases from real COCO annotations are not shipped")
+  for case, _ in stored_metrics("coco_multi", folder=pathlib.Path(folder)):
+    assert set(case["expected"]) == set(KINDS.values())
+    ids = [c["id"] for c in case["gt"]["categories"]]
+    for kind, expected in case["expected"].items():
+      found, atol = case["detections"][kind], case["tol"]["atol"]
+      check(scored(case["gt"], found, kind, categories=ids), expected["stats"], atol, (case["case"], kind))
+      for category, theirs in expected["per_category"].items():
+        ours = scored(case["gt"], found, kind, categories=[int(category)])
+        check(ours, {name: value for name, value in theirs.items() if name in ours}, atol, (kind, category))
 
 
 def test_edge_cases_of_boxes(stored_metrics):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pp_ops import bad_examples, pipeline
+from pp_ops import bad_examples, pipeline, sources_folder
 from uvim_like.errors import UserError
 from uvim_like.training import batches
 
@@ -80,6 +80,34 @@ def test_labels_out_of_range_are_bad_too(data):
   found = stream(data, label_limits=(9,))
   taken = np.concatenate([b["_index"] for b in itertools.islice(found, 6)])
   assert not {2, 7, 9} & set(taken.tolist()) and "label 9 in channel 0, which has 9 classes" in found.bad["9"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("depth")])
+def test_storage_that_fails_below_python(error, data, monkeypatch):
+  """Substitutes, and the example to blame, are read without TensorFlow, which would have made its own error of it."""
+  fetch = sources_folder.FileSource.fetch
+
+  def broken(self, index, keys):
+    if index < 6:
+      raise error
+    return fetch(self, index, keys)
+
+  monkeypatch.setattr(sources_folder.FileSource, "fetch", broken)
+  words = "there is no 'depth'" if isinstance(error, KeyError) else "Input/output error"
+  found = stream(data, max_bad_share=1.0)
+  assert set(np.concatenate([b["_index"] for b in itertools.islice(found, 6)]).tolist()) <= {6, 8, 9}
+  assert any(words in problem for problem in found.bad.values())
+  with pytest.raises(UserError, match=f"example '[0-57]': .*{words}"):
+    take(8, data, on_bad_example="error")
+
+
+def test_labels_with_other_channels_are_said_at_once(data, tmp_path):
+  with pytest.raises(UserError, match="'labels' have 1 channels, the model's have 2"):
+    take(1, data, label_limits=(9, 9))
+  np.savez(tmp_path / "train.npz", image=np.zeros((4, 4, 4, 3), np.uint8), labels=np.zeros((4, 4, 4, 1), np.int16))
+  with pytest.raises(UserError, match="split 'train': 'labels' have 1 channels, the model's have 3"):
+    batches.train_batches(dataset="npz", split="train", data_dir=tmp_path, batch_size=2, label_limits=(5, 5, 5),
+                          on_bad_example="skip")
 
 
 def test_above_the_share_it_stops(data):

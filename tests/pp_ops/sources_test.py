@@ -1,6 +1,7 @@
 """Sources: what each kind of dataset gives for an index, and what it says about broken files."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pp_ops import pipeline, scenes_builder, source, sources_scenes, sources_tfds
+from pp_ops import pipeline, scenes_builder, source, sources_coco, sources_scenes, sources_tfds
 from pp_ops.sources import open_source
 from uvim_like import scenes
 from uvim_like.errors import UserError
+from uvim_like.own_data import tables
 
 # --- splits -------------------------------------------------------------------------------------------------------
 
@@ -130,6 +132,23 @@ def test_unknown_and_missing_datasets(tmp_path, dataset, words):
   assert words in str(error.value)
 
 
+def test_read_order_is_that_of_tfds(tmp_path):
+  """More shards than are read at a time, of unlike lengths, none a multiple of a block."""
+  features = tfds.features.FeaturesDict({"number": np.int64})
+  tfds.dataset_builders.store_as_tfds_dataset(
+      "counted", "1.0.0", features, {"train": [(n, {"number": n}) for n in range(700)]}, data_dir=tmp_path, disable_shuffling=False,
+      download_config=tfds.download.DownloadConfig(num_shards=19))
+  builder = tfds.builder_from_directory(next(tmp_path.glob("counted/*")))
+  stored = sources_tfds.TfdsSource(builder, "counted", "train")
+  records = [int(stored[i]["number"]) for i in range(len(stored))]
+  read = [int(example["number"]) for example in builder.as_dataset(split="train").as_numpy_iterator()]
+  assert read != records
+  ours = sources_tfds.TfdsSource(builder, "counted", "train[:90]+train[300:310]", in_read_order=True)
+  assert [int(ours[i]["number"]) for i in range(len(ours))] == read[:90] + read[300:310]
+  assert ours.example_id(99) == f"train[{records.index(read[309])}]"
+  assert [records[i] for i in sources_tfds.read_order(builder.info.splits["train"].shard_lengths)] == read
+
+
 # --- COCO JSON and folders ------------------------------------------------------------------------------------------
 
 def test_coco_json_has_the_features_of_tfds(tfds_dir, coco_dir):
@@ -152,6 +171,22 @@ def test_coco_json_split_names(coco_dir):
   assert sizes == {"train2017": 9, "validation": 3, "val2017[1:]+train[:2]": 4}
   with pytest.raises(UserError, match="did you mean 'val2017'"):
     open_source(f"coco_json:{coco_dir}", "val2018")
+
+
+def test_coco_json_parses_its_table_once_until_it_changes(coco_dir, tmp_path, monkeypatch):
+  root = tmp_path / "coco"
+  shutil.copytree(coco_dir, root)
+  parsed = []
+  monkeypatch.setattr(sources_coco, "read_json", lambda path: parsed.append(path.name) or tables.read_json(path))
+  first = open_source("coco_json", "train", data_dir=str(root))[0]
+  again = open_source("coco_json", "train[:3]", data_dir=str(root))[0]
+  assert len(parsed) == 1 and first["image/id"] == again["image/id"]
+  path = root / "annotations" / "panoptic_train2017.json"
+  os.utime(path, (1, 1))
+  assert len(open_source("coco_json", "train", data_dir=str(root))) == 9 and len(parsed) == 2
+  next((root / "train2017").iterdir()).unlink()
+  with pytest.raises(UserError, match="1 images of the annotations are missing"):
+    open_source("coco_json", "train", data_dir=str(root))
 
 
 def test_folder_pairs_by_name_and_reads_palettes_and_millimetres(folder, pictures):

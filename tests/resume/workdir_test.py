@@ -160,6 +160,8 @@ def test_other_weights_of_stage_one(experiment, finished, finished_two, tmp_path
   weights.save_npz(tmp_path / "other.npz", arrays)
   assert experiment.run(finished_two, f"oracle.model_init={tmp_path / 'other.npz'}", "total_steps=50", stage=2) == 2
   assert "config.oracle.model_init: these are not the stage I weights" in capsys.readouterr().err
+  assert experiment.run(finished_two, f"oracle.model_init={tmp_path / 'other.npz'}", stage=2, flags=("--eval_only",)) == 2
+  assert "config.oracle.model_init: these are not the stage I weights" in capsys.readouterr().err
   moved = tmp_path / "moved"
   moved.symlink_to(finished)
   assert experiment.run(finished_two, f"oracle.model_init={moved}", stage=2) == 0
@@ -194,11 +196,25 @@ def test_killed_between_the_last_checkpoint_and_the_end(experiment, finished, tm
   experiment.assert_same(workdir, finished)
 
 
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(experiment, finished, tmp_path):
+  """Steps 25 to 30 are made again, on the batches of steps 25 to 30."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  for name in ("weights.npz", workdirs.FINISHED_FILE):
+    (workdir / name).unlink()
+  files = [path for path in (workdir / "checkpoints" / "30").rglob("*") if path.is_file()]
+  os.truncate(max(files, key=lambda path: path.stat().st_size), 1)
+  assert "resumed from step 24" in experiment.complete(workdir)
+  experiment.assert_same(workdir, finished)
+
+
 def test_length_in_epochs(tmp_path):
   config = workdirs.configs.mlc.ConfigDict(dict(total_steps=None, num_epochs=2.0, batch_size=8, dataset="npz",
                                                  data_dir=None, train_split="train"))
   assert workdirs.finished_step(tmp_path, config) is None
   workdirs.note_finished(tmp_path, config, 5)
+  assert workdirs.finished_step(tmp_path, config) is None  # somebody removed the weights: they are written again
+  (tmp_path / "weights.npz").touch()
   assert workdirs.finished_step(tmp_path, config) == 5
   config.num_epochs = 3.0
   assert workdirs.finished_step(tmp_path, config) is None

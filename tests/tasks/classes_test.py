@@ -27,7 +27,14 @@ def test_scenes(dataset):
   assert table.isthing == (True,) * 5 + (False,) * 5
 
 
+@pytest.mark.parametrize("dataset", ["coco_json", "coco_json:/data/coco", "coco/2017_panoptic:1.1.0", "scenes/mini"])
+def test_what_has_a_table_gives_it(dataset):
+  assert classes.has_table(dataset)
+  assert len(classes.table(dataset).ids) == (10 if "scenes" in dataset else 133)
+
+
 def test_mistakes_are_named():
+  assert not classes.has_table("folder")
   with pytest.raises(UserError, match="did you mean 'scenes'"):
     classes.table("scnes")
   for ids in ((1, 1), (0, 1)):

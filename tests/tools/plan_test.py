@@ -58,7 +58,7 @@ def test_shapes_of_recipes_whose_data_are_not_at_hand(name, tmp_path):
   """The paper's sizes come from the preprocessing string; frozen stages that nobody has trained stay in shapes."""
   config = configs.with_defaults(configs.load_file(f"configs/{name}.py", [f"data_dir={tmp_path}"]))
   rows, said = plan.batch_shapes(config)
-  assert "the preprocessing string alone, since dataset" in said and rows["image"].shape[0] == config.batch_size
+  assert "the preprocessing string alone, since " in said and rows["image"].shape[0] == config.batch_size
   run = setup.prepare(config, num_examples=config.batch_size, batch=rows, devices=jax.devices()[:1], in_shapes=True)
   out = jax.eval_shape(setup.step_function(run), run.abstract, run.frozen, rows, run.key)
   assert out[1]["loss"].shape == () and constraint._mesh.get() is None

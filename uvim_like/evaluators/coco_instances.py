@@ -11,6 +11,7 @@ from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
 from uvim_like.evaluators.panoptic_quality import rgb_to_id
 from uvim_like.evaluators.paste import paste_mask
+from uvim_like.evaluators.resize import canvas_size
 
 KINDS = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}   # ours -> COCO's
 PREFIX = {"boxes": "box_", "masks": "mask_", "keypoints": "keypoint_"}
@@ -154,8 +155,7 @@ def canvas_scale(target: Example, size: tuple[int, int]) -> np.ndarray:
   """(2,) pixels of the true image in one canvas, by rows and columns: fractions times this are true pixels."""
   if "valid_size" not in target:
     return np.asarray(size, np.float64)
-  canvas = required(target, "image", where=f"{_WHERE}, batch").shape[:2]
-  return np.asarray(size, np.float64) * canvas / np.asarray(target["valid_size"], np.float64)
+  return np.asarray(size, np.float64) * canvas_size(target) / np.asarray(target["valid_size"], np.float64)
 
 
 def found_in(output: Example, target: Example, number: int, size: tuple[int, int], *, kinds: Sequence[str],

@@ -28,7 +28,7 @@ def make(*, dataset: str = "coco/2017_panoptic", categories: Sequence[Mapping[st
     A Metric that reads output "semantics" and "instances", both (h, w) at any size, and gives the keys of `pq_compute`.
     With "valid_size" in the batch, they show a canvas that is larger than the image. Its stats are a (C, 4) array.
   """
-  table = classes.table(dataset) if categories is None else classes.from_categories(categories)
+  table = classes.table(dataset, where="metric.dataset") if categories is None else classes.from_categories(categories)
 
   def update(stats: np.ndarray, output: Example, target: Example) -> np.ndarray:
     return stats + image_stats(output, target, table)

@@ -43,8 +43,11 @@ def load_activations(path: str | None, *, size: int = SIZE) -> Callable[[np.ndar
 
 
 def make(*, inception_weights: str | None = None, predicted: tuple[int, int] = (0, 5000),
-         reference: tuple[int, int] = (10000, 15000), target_key: str = "image", size: int = SIZE) -> Metric:
+         reference: tuple[int, int] = (5000, 10000), target_key: str = "image", size: int = SIZE) -> Metric:
   """FID between the colourised images of one range of a split and the true images of another.
+
+  The published ranges, images 0:5000 and 10000:15000, count in the order in which TFDS reads ImageNet's validation set:
+  dataset "read_order:imagenet2012", split "validation[:5000]+validation[10000:15000]", which has nothing else.
 
   Args:
     inception_weights: path of the exported network, see the module.
@@ -77,7 +80,7 @@ def make(*, inception_weights: str | None = None, predicted: tuple[int, int] = (
       compute=finish,
       target_keys=(target_key,),
       protocol=(f"FID of predictions {predicted[0]}:{predicted[1]} against images {reference[0]}:{reference[1]} of the "
-                f"split in its own order (published: read order of TFDS), area resize to {size}, round((y+1)·128) in "
+                f"split, area resize to {size}, round((y+1)·128) in "
                 f"0..255; activations by '{inception_weights}'"))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from uvim_like.errors import UserError
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
-from uvim_like.evaluators.resize import resize_nearest
+from uvim_like.evaluators.resize import resize_nearest, without_padding
 from uvim_like.tasks import classes
 
 VOID = 0  # in predictions and labels, whose class k is k + 1
@@ -21,7 +21,8 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
   """Mean IoU of the output "semantics" (h, w): 0 = void, 1..C.
 
   The truth is the batch's "ground_truth" (a label map that kept its own size), else its "labels"; or the raw feature
-  `target_key`. (H, W), (H, W, 1), or the first channel of panoptic labels (H, W, 2).
+  `target_key`, beside which a canvas ("valid_size" in the batch) is cut to what the image fills. (H, W), (H, W, 1), or
+  the first channel of panoptic labels (H, W, 2).
 
   Args:
     dataset: whose class table gives the number of classes (set by the config's own dataset); or
@@ -37,7 +38,7 @@ def make(*, dataset: str | None = None, num_classes: int | None = None, target_k
   if num_classes is None:
     if dataset is None:
       raise UserError("mean_iou: neither 'num_classes' nor 'dataset' says how many classes there are")
-    num_classes = len(classes.table(dataset).ids)
+    num_classes = len(classes.table(dataset, where="metric.dataset").ids)
   if num_classes < 1:
     raise UserError(f"mean_iou: num_classes {num_classes}; at least 1 is needed")
   return Metric(
@@ -58,9 +59,10 @@ def update(stats: np.ndarray, output: Example, target: Example, *, num_classes: 
   """The matrix with one more image."""
   key = target_key or ("ground_truth" if "ground_truth" in target else "labels")
   truth = class_map(required(target, key, where="mean_iou, target"))
+  pred = class_map(required(output, "semantics", where="mean_iou, prediction"))
   if target_key:
     truth = np.where(truth == ignore, VOID, truth + raw_offset)
-  pred = class_map(required(output, "semantics", where="mean_iou, prediction"))
+    pred = without_padding(pred, target)
   return stats + confusion(resize_nearest(pred, truth.shape) - 1, truth - 1, num_classes)
 
 

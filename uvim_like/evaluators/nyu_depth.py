@@ -8,7 +8,7 @@ from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.depth_metrics import ALL_METRICS, UVIM_METRICS, depth_metrics, depth_sums
 from uvim_like.evaluators.entries import add_counts, required
-from uvim_like.evaluators.resize import resize_nearest
+from uvim_like.evaluators.resize import resize_nearest, without_padding
 
 Crop = tuple[int, int, int, int]
 
@@ -48,7 +48,8 @@ def make(preset: str = "nyu_uvim", *, min_depth: float = 1e-3, max_depth: float 
 
   The truth is the batch's "ground_truth" (what preprocessing kept of the label at the size of the view; the preset
   nyu_uvim takes it as already cropped), else the raw feature `target_key`, else the batch's "labels"; (H, W) or
-  (H, W, 1) metres. The prediction "depth" (h, w) is nearest-resized to it.
+  (H, W, 1) metres. The prediction "depth" (h, w) is nearest-resized to it; with "valid_size" in the batch, to a raw
+  feature only what the image fills of its canvas.
 
   Args:
     preset: "nyu_uvim", "nyu_eigen" or "plain" (no crop, any size).
@@ -112,6 +113,7 @@ def view(output: Example, target: Example, rules: Preset, target_key: str | None
   key = next((k for k in ("ground_truth", target_key) if k is not None and k in target), "labels")
   gt = _plane(required(target, key, where="nyu_depth, target"), f"'{key}'")
   pred = _plane(required(output, "depth", where="nyu_depth, prediction"), "the prediction")
+  pred = without_padding(pred, target) if key == target_key else pred
   cropped_before = key == "ground_truth" and not rules.crop_prediction
   if rules.crop is None or cropped_before:
     return resize_nearest(pred, gt.shape), gt

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from uvim_like.evaluators.entries import required
+
 
 def nearest_index(size: int, new_size: int) -> np.ndarray:
   """(new_size,) source positions of a nearest resize from `size` pixels.
@@ -28,13 +30,23 @@ def without_padding(x: np.ndarray, entries: Mapping[str, np.ndarray]) -> np.ndar
 
   Args:
     x: the map.
-    entries: of the batch, one row: "image" (H, W, 3) on the canvas, "valid_size" (2,) rows and columns.
+    entries: of the batch, one row: "valid_size" (2,) rows and columns, and what `canvas_size` reads.
   """
   if "valid_size" not in entries:
     return x
-  canvas = np.asarray(entries["image"].shape[:2])
+  canvas = canvas_size(entries)
   rows, columns = np.maximum(np.round(np.asarray(entries["valid_size"]) * x.shape[:2] / canvas), 1).astype(int)
   return x[:rows, :columns]
+
+
+def canvas_size(entries: Mapping[str, np.ndarray]) -> np.ndarray:
+  """(2,) rows and columns of the canvas.
+
+  "canvas_size" says it in a metric's target, whose "image" may be the raw one; else it is the size of "image".
+  """
+  if "canvas_size" in entries:
+    return np.asarray(entries["canvas_size"])
+  return np.asarray(required(entries, "image", where="a canvas, its batch").shape[:2])
 
 
 def area_weights(size: int, new_size: int) -> np.ndarray:

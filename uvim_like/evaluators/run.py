@@ -83,9 +83,13 @@ def real_rows(batch: Batch, num_targets: int) -> np.ndarray:
 
 
 def example_target(batch: Batch, row: int, target: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """What a metric gets as the target of one row: its batch entries, then the raw features over them."""
+  """What a metric gets as the target of one row: its batch entries, then the raw features over them.
+
+  Where the batch's image is on a canvas, "canvas_size" keeps the canvas: a raw "image" would hide it.
+  """
   own = {key: np.asarray(value[row]) for key, value in batch.items() if key != "_mask"}
-  return {**own, **flatten_features(target)}
+  canvas = {"canvas_size": np.array(own["image"].shape[:2])} if {"valid_size", "image"} <= own.keys() else {}
+  return {**own, **canvas, **flatten_features(target)}
 
 
 def flatten_features(features: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from uvim_like.errors import UserError
 from uvim_like.evaluators import panoptic_quality as pq
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
-from uvim_like.evaluators.resize import resize_nearest
+from uvim_like.evaluators.resize import resize_nearest, without_padding
 from uvim_like.tasks import classes
 
 MILLIMETRES = 1000.0
@@ -30,7 +30,8 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
 
   Under `out_dir`: "<id>.npz" with every output as it is; for "depth" (h, w) metres "depth/<id>.png", 16-bit
   millimetres; for "color" (h, w, 3) in [-1, 1] "color/<id>.png"; for "semantics" and "instances" the COCO results
-  format, "panoptic/<id>.png" and, at the end, "panoptic.json".
+  format, "panoptic/<id>.png" and, at the end, "panoptic.json". With "valid_size" in the batch, pictures show what the
+  image fills of its canvas, the npz all of it.
 
   Args:
     out_dir: folder, made if absent.
@@ -53,8 +54,10 @@ def make(out_dir: str, *, dataset: str = "coco/2017_panoptic", id_key: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"{name}.npz", **{key: as_storable(value) for key, value in output.items()})
     shape = None if size_key is None else required(target, size_key, where="save_predictions, target").shape[:2]
-    pictures = {key: value if shape is None else resize_nearest(np.asarray(value), shape)
+    pictures = {key: without_padding(np.asarray(value), target)
                 for key, value in output.items() if key in ("depth", "color", "semantics", "instances")}
+    if shape is not None:
+      pictures = {key: resize_nearest(value, shape) for key, value in pictures.items()}
     annotations = write_pictures(folder, name, pictures, table)
     return Saved(stats.count + 1, stats.annotations + annotations)
 

@@ -7,7 +7,7 @@ import numpy as np
 from uvim_like.errors import UserError
 from uvim_like.evaluators.base import Example, Metric
 from uvim_like.evaluators.entries import required
-from uvim_like.evaluators.resize import resize_nearest
+from uvim_like.evaluators.resize import resize_nearest, without_padding
 
 # PolyMaX's text says 11.5, a slip: the protocol that it cites, and its own leaderboard entry, use 11.25.
 THRESHOLDS = (5.0, 7.5, 11.25, 22.5, 30.0)
@@ -21,7 +21,8 @@ def make(*, target_key: str | None = None, crop: tuple[int, int, int, int] | Non
   """Errors of the output "normals" (h, w, 3), of any length.
 
   The truth is the batch's "ground_truth", else its "labels", (H, W, 3) float vectors with zeros where there is none;
-  or the raw feature `target_key`, uint8 with (n + 1) / 2 · 255.
+  or the raw feature `target_key`, uint8 with (n + 1) / 2 · 255, beside which a canvas ("valid_size" in the batch) is cut
+  to what the image fills.
 
   Args:
     target_key: raw feature to read instead of the batch's labels.
@@ -45,7 +46,7 @@ def update(stats: dict, output: Example, target: Example, *, target_key: str | N
   pred = np.asarray(required(output, "normals", where="surface_normals, prediction"))
   if pred.ndim != 3 or pred.shape[-1] != 3:
     raise UserError(f"surface_normals: the prediction must be (h, w, 3), got {pred.shape}")
-  pred = resize_nearest(pred, truth.shape[:2])
+  pred = resize_nearest(without_padding(pred, target) if target_key else pred, truth.shape[:2])
   if crop is not None:
     top, bottom, left, right = crop
     window = np.s_[top:bottom, left:right]

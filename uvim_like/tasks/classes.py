@@ -74,20 +74,29 @@ def _scenes() -> ClassTable:
 
 
 _TABLES = {"coco/2017_panoptic": _coco_panoptic, "scenes": _scenes}
+_SAME = {"coco_json": "coco/2017_panoptic"}  # the same annotations as their authors pack them
+
+
+def _name(dataset: str) -> str:
+  """What the table of a dataset is called: without its version or place ("name:1.0.0", "name:/path") and size."""
+  name = dataset.split(":")[0]
+  return "scenes" if name.startswith("scenes/") else _SAME.get(name, name)
 
 
 def has_table(dataset: str) -> bool:
   """Whether the classes of a dataset are known by its name: those of somebody's folder are not."""
-  return dataset.split(":")[0] in _TABLES
+  return _name(dataset) in _TABLES
 
 
-def table(dataset: str) -> ClassTable:
-  """The class table of a dataset by its TFDS name; a version ("name:1.0.0") is ignored, and the size of scenes.
+def table(dataset: str, *, where: str = "class table") -> ClassTable:
+  """The class table of a dataset by its name in a config; a version or place behind it and the size of scenes are ignored.
+
+  Args:
+    dataset: e.g. "coco/2017_panoptic", "coco_json:/data/coco", "scenes/tiny".
+    where: the name stands, for the message.
 
   Raises UserError with the nearest known dataset.
   """
-  name = dataset.split(":")[0]
-  name = "scenes" if name.startswith("scenes/") else name
-  if name not in _TABLES:
-    raise unknown("dataset", dataset, _TABLES, where="class table")
-  return _TABLES[name]()
+  if not has_table(dataset):
+    raise unknown("dataset", dataset, (*_TABLES, *_SAME), where=where)
+  return _TABLES[_name(dataset)]()

@@ -28,6 +28,7 @@ import numpy as np
 
 from uvim_like import splits
 from uvim_like.errors import UserError, unknown
+from uvim_like.labels import check_channels
 from uvim_like.training import mirror, stored
 
 Batch = dict[str, np.ndarray]
@@ -172,11 +173,12 @@ def stand_ins(labels: np.ndarray, limits: tuple[int, ...] | None, *, max_bad_sha
     where: for the message.
 
   Raises:
-    UserError: more are bad, or all.
+    UserError: more are bad, or all; another number of channels.
   """
   positions = np.arange(len(labels))
   if limits is None or not np.issubdtype(labels.dtype, np.integer):
     return positions
+  check_channels(labels.shape[-1], limits, where=where)
   axes = (1, 2)
   fine = ((labels.max(axes) < np.array(limits)) & (labels.min(axes) >= -1)).all(-1)
   bad = positions[~fine]

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from uvim_like import weights
 from uvim_like.errors import UserError
+from uvim_like.labels import check_channels
 from uvim_like.training import checkpoint, checksums, logs, setup, sharding, signals
 from uvim_like.training import workdir as workdirs
 from uvim_like.training.setup import DEVICE_KEYS, Evaluator, Run
@@ -43,19 +44,28 @@ def restore_or_init(run: Run, saved: checkpoint.Checkpoints, batch: Batch, *, at
   """The newest good checkpoint (no newer than `at_most`) on the run's mesh, or a fresh state.
 
   Raises:
-    UserError: as `Checkpoints.restore`; the run's frozen stage is not the one that the checkpoint was trained with.
+    UserError: as `restore`.
   """
-  restored = saved.restore(checkpoint.abstract(run.abstract, run.shardings), at_most=at_most)
-  if restored is not None:
-    if restored.metadata.get("frozen") != metadata(run)["frozen"]:
-      raise UserError(f"{', '.join(setup.frozen_keys(run.config))}: these are not the stage I weights that "
-                      f"{saved.folder} was trained with; put those back, or give another --workdir")
-    say(f"resumed from step {restored.step}")
-    return restored.state
+  if (found := restore(run, saved, at_most=at_most)) is not None:
+    say(f"resumed from step {found.step}")
+    return found.state
   state, report = setup.init_state(run, batch)
   if report:
     say(report)
   return state
+
+
+def restore(run: Run, saved: checkpoint.Checkpoints, *, at_most: int | None = None) -> checkpoint.Restored | None:
+  """The newest good checkpoint (no newer than `at_most`) on the run's mesh; None when there is none.
+
+  Raises:
+    UserError: as `Checkpoints.restore`; the run's frozen stage is not the one that the checkpoint was trained with.
+  """
+  found = saved.restore(checkpoint.abstract(run.abstract, run.shardings), at_most=at_most)
+  if found is not None and found.metadata.get("frozen") != metadata(run)["frozen"]:
+    raise UserError(f"{', '.join(setup.frozen_keys(run.config))}: these are not the stage I weights that "
+                    f"{saved.folder} was trained with; put those back, or give another --workdir")
+  return found
 
 
 def train(run: Run, state: TrainState, batches: Iterator[Batch], evaluators: list[Evaluator], *,
@@ -180,8 +190,7 @@ def check_labels(batch: Batch, limits: tuple[int, ...] | None, *, where: str, ke
   """
   if limits is None or "labels" not in batch or not np.issubdtype(batch["labels"].dtype, np.integer):
     return
-  if batch["labels"].shape[-1] != len(limits):
-    raise UserError(f"{where}: 'labels' have {batch['labels'].shape[-1]} channels, the model's have {len(limits)}")
+  check_channels(batch["labels"].shape[-1], limits, where=where)
   for channel, classes in enumerate(limits):
     labels = batch["labels"][..., channel]
     if labels.max() < classes and labels.min() >= -1:
@@ -243,9 +252,9 @@ def evaluate_only(run: Run, saved: checkpoint.Checkpoints, evaluators: list[Eval
   """Evaluates the newest checkpoint with everything the config names.
 
   Raises:
-    UserError: there is no checkpoint.
+    UserError: there is no checkpoint, or as `restore`.
   """
-  restored = saved.restore(checkpoint.abstract(run.abstract, run.shardings))
+  restored = restore(run, saved)
   if restored is None:
     raise UserError(f"--eval_only: no checkpoint in {workdir}")
   with logs.Logger(workdir, total_steps=run.total_steps, batch_size=run.config.batch_size,

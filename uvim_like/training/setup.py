@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvim_like import keywords, names, weights
+from uvim_like.config_schema import VAL_PREFIX
 from uvim_like.errors import UserError, unknown
 from uvim_like.evaluators import mean
 from uvim_like.evaluators import run as evaluation
@@ -226,7 +227,7 @@ def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
   if config.val_split:
     block = dict(dataset=config.dataset, split=config.val_split, pp=config.pp_eval or config.pp_train,
                  batch_size=config.batch_size, data_dir=config.data_dir)
-    found.append(_evaluator("val", "val/", mean.make(), config.log_eval_steps, block, _losses(run), run, data,
+    found.append(_evaluator("val", VAL_PREFIX, mean.make(), config.log_eval_steps, block, _losses(run), run, data,
                             where="config"))
   for name, kind in config.evals:
     block = config[name]
@@ -236,9 +237,16 @@ def make_evaluators(run: Run, data: Any) -> list[Evaluator]:
       options.setdefault("dataset", block.dataset)
     keywords.check(make, options, where=f"config.{name}.metric", after_data=False)
     predict = _prediction(run, block.pred, block.pred_kw, where=f"config.{name}.pred")
-    found.append(_evaluator(name, block.prefix, make(**options), block.log_steps, block, predict, run, data,
+    found.append(_evaluator(name, block.prefix, _metric(make, options, where=f"config.{name}"), block.log_steps, block, predict, run, data,
                             where=f"config.{name}"))
   return found
+
+
+def _metric(make: Callable, options: Mapping[str, Any], *, where: str) -> Metric:
+  try:
+    return make(**options)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
 
 
 def _evaluator(name, prefix, metric, log_steps, block, function, run, data, *, where) -> Evaluator:

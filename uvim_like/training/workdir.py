@@ -18,6 +18,7 @@ import jax
 
 from uvim_like import config as configs
 from uvim_like.errors import UserError, unknown
+from uvim_like.weight_sources import WEIGHTS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -206,9 +207,12 @@ def note_finished(folder: pathlib.Path, config: Any, step: int) -> None:
 
 
 def finished_step(folder: pathlib.Path, config: Any) -> int | None:
-  """The last step of a run that has nothing left to do; None when it has, or when only the data can tell."""
+  """The last step of a run that has nothing left to do; None when it has, or when only the data can tell.
+
+  A run whose weights were removed has them to write again.
+  """
   noted = read_json(folder / FINISHED_FILE)
-  if noted is None:
+  if noted is None or not (folder / WEIGHTS_FILE).is_file():
     return None
   if config.total_steps is not None:
     return noted["step"] if config.total_steps <= noted["step"] else None

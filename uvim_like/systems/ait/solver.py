@@ -30,6 +30,7 @@ from uvim_like.trees import flatten_names, unflatten_names
 
 Array = jax.Array
 Batch = Mapping[str, Array]
+READS = {"tokenizers": None, "solver": {}}  # keys of a config that not all systems read, and their defaults
 MASK_RATIOS = (1.0, 0.7)  # of masked training: every map once with all its tokens hidden, once with so many (MAD)
 
 

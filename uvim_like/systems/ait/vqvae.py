@@ -20,7 +20,10 @@ from uvim_like.systems.uvim.vit import usage
 Array = jax.Array
 Batch = Mapping[str, Array]
 KINDS = {"depth": "depth", "instance_segmentation": "masks", "semantic_segmentation": "semantics"}
-COMMITMENT = 0.25  # of the released code; the paper gives no number
+# Keys of a config that not all systems read, and their defaults. The commitment is of the released code; the paper gives
+# no number.
+READS = {"freeze_dict": False, "w_commitment": 0.25}
+COMMITMENT = READS["w_commitment"]
 
 
 def make(config: Mapping[str, Any]) -> System:

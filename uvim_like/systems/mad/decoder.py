@@ -23,6 +23,7 @@ from uvim_like.systems.mad.settings import Objectives, check_model, check_object
 from uvim_like.systems.mad.vocabulary import TASKS, Vocabulary
 
 Array = jax.Array
+READS = {"sequences": {}, "objectives": {}}  # keys of a config that not all systems read, and their defaults
 
 
 class Parts(NamedTuple):

@@ -23,6 +23,7 @@ from uvim_like.systems.polymax.head import Head
 from uvim_like.systems.polymax.maps import check_labels, fit, pad, to_full
 
 Array = jax.Array
+READS = {"head": {}, "losses": {}}  # keys of a config that not all systems read, and their defaults
 BY_TASK = ("value_dim", "semantic_classes")  # fields of the network that the task sets
 
 

@@ -20,6 +20,7 @@ from uvim_like.systems.polymax.kmax import check_encoder
 from uvim_like.systems.polymax.maps import check_labels, fit, pad
 
 Array = jax.Array
+READS = {"head": {}, "losses": {}}  # keys of a config that not all systems read, and their defaults
 
 
 def make(config: Mapping[str, Any]) -> System:

@@ -20,6 +20,7 @@ from uvim_like.systems.uvim import pretrained, vit
 from uvim_like.tasks.base import Task, bind
 
 Array = jax.Array
+READS = {"oracle": None}  # keys of a config that not all systems read, and their defaults
 DECODE = ("cached", "masked", "parallel")
 MASK_RATIOS = (1.0, 0.7)  # of masked training: every code once with all its words hidden, once with so many (MAD)
 STAGES = (1.0, 0.8, 0.6, 0.4)  # of masked decoding: shares of words that are hidden (MAD's captions)

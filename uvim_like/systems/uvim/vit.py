@@ -21,6 +21,7 @@ from uvim_like.tasks.base import Task, bind
 Array = jax.Array
 CODE_DROPOUT = ("none", "random", "ordered")
 QUANTIZERS = ("vq", "fsq")
+READS = {"freeze_dict": False, "w_commitment": 0.0}  # keys of a config that not all systems read, and their defaults
 
 
 def make(config: Mapping[str, Any]) -> System:
