@@ -38,7 +38,7 @@ def test_what_is_asked_of_each_system():
 
   assert asked("polymax/depth") == [("predict", {}, ["validation"] * 2, ["scenes/mini"] * 2)]
   assert [options for _, options, *_ in asked("mad/r50")] == [
-      {"tasks": ("boxes", "masks", "keypoints")}, {"tasks": ("captions",)}]
+      {"tasks": ("boxes", "masks", "keypoints"), "half_bin": ("keypoints",)}, {"tasks": ("captions",)}]
   # Two parts of one batch have no validation split of their own: each evaluation brings its data.
   joint = asked("ait/joint")
   assert [options["task"] for _, options, *_ in joint] == ["instances", "depth"]

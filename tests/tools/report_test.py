@@ -208,4 +208,4 @@ def test_a_line_for_every_run_that_logs_a_number(seen):
       "RMSE", "abs_RE", "delta1", "mIoU"}
   assert len(report_training.codebooks([listed[0]])) == 3 and report_training.codebooks([listed[0]._replace(lines=[])]) == []
   row = report_training.speed_row(seen["tokenizer"])
-  assert row["steps"] == 150 and row["state"] == "12%" and row["code_dead"] == 3 and row["milliseconds"] > 0
+  assert row["steps"] == 150 and row["state"] == "25%" and row["code_dead"] == 3 and row["milliseconds"] > 0
