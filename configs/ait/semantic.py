@@ -33,5 +33,5 @@ def get_config(arg=''):
   config.schedule = dict(decay_type='step', drop_steps=(18_180,), drop_factor=0.1, warmup_steps=500, warmup_start=0.1)
   config.grad_clip_norm = 10.0
   if arg.runlocal:
-    ait_common.shrink_solver_training(config, total_steps=1200)
+    ait_common.shrink_solver_training(config, total_steps=800)
   return config
