@@ -18,8 +18,8 @@ from uvim_like.weight_sources import WEIGHTS_FILE, locate
 from uvim_like.weight_sources import exists as exists  # callers say weights.exists
 
 Tree = Any
-# What reading a truncated, garbled, compressed or encrypted archive raises (tried on thousands of damaged files); a
-# compression that Python does not know is a NotImplementedError, which is a RuntimeError.
+# What reading a truncated, garbled, compressed or encrypted archive raises (tried on thousands of damaged files); for a
+# password or a compression that Python does not know it is some RuntimeError.
 READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
 
 

@@ -1,8 +1,6 @@
 """Average precision of boxes, masks and keypoints against pycocotools' own numbers, for every stored case."""
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -39,11 +37,8 @@ def test_statistics_and_classes(stored_metrics, case_kind):
       check(ours, {name: value for name, value in theirs.items() if name in ours}, atol, (case["case"], category))
 
 
-def test_all_kinds_on_real_annotations(stored_metrics):
-  folder = os.environ.get("GOLDEN_REAL_DIR")
-  if not folder:
-    pytest.skip("GOLDEN_REAL_DIR is not set: cases from real COCO annotations are not shipped")
-  for case, _ in stored_metrics("coco_multi", folder=pathlib.Path(folder)):
+def test_all_kinds_on_real_annotations(stored_metrics, golden_real_dir):
+  for case, _ in stored_metrics("coco_multi", folder=golden_real_dir):
     assert set(case["expected"]) == set(KINDS.values())
     ids = [c["id"] for c in case["gt"]["categories"]]
     for kind, expected in case["expected"].items():

@@ -1,7 +1,5 @@
 """Metrics against the numbers of the official code, for every stored case of the kinds that exist here."""
 
-import os
-import pathlib
 import re
 
 import numpy as np
@@ -60,11 +58,8 @@ def test_panoptic_quality_of_two_channel_predictions(stored_metrics):
     check_panoptic(case, arrays)
 
 
-def test_panoptic_quality_on_real_annotations(stored_metrics):
-  folder = os.environ.get("GOLDEN_REAL_DIR")
-  if not folder:
-    pytest.skip("GOLDEN_REAL_DIR is not set: cases from real COCO annotations are not shipped")
-  for case, arrays in stored_metrics("pq", "pq_2ch", folder=pathlib.Path(folder)):
+def test_panoptic_quality_on_real_annotations(stored_metrics, golden_real_dir):
+  for case, arrays in stored_metrics("pq", "pq_2ch", folder=golden_real_dir):
     check_panoptic(case, arrays)
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import pathlib
 import re
 
@@ -173,11 +172,8 @@ def test_coltran_protocol(golden_dir):
           same(apply(f"{square}|value_range(-1, 1, 0, 256)", image=golden["coltran/image"])["image"], golden[other])
 
 
-def test_real_panoptic_labels():
-  root = os.environ.get("GOLDEN_REAL_DIR")
-  if root is None:
-    pytest.skip("GOLDEN_REAL_DIR is not set: labels of real photographs are not shipped")
-  (path,) = pathlib.Path(root).rglob("uvim_coco_panoptic_pp.json")
+def test_real_panoptic_labels(golden_real_dir):
+  (path,) = golden_real_dir.rglob("uvim_coco_panoptic_pp.json")
   case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
   top, left, bottom, right = 40, 60, 300, 400
   for i in range(len(case["image_ids"])):

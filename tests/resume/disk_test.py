@@ -23,7 +23,8 @@ checkpoint.Checkpoints.save = save
 
 @contextlib.contextmanager
 def small_disk(folder, size: str):
-  """A file system in memory; skips the test where that is not permitted."""
+  """A file system in memory. Mounting needs rights that not every machine gives; the limit of file sizes, which takes the
+  same way through the code, is tested everywhere."""
   folder.mkdir()
   done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
   if done.returncode:

@@ -39,9 +39,9 @@ def read_splits(path: str | os.PathLike) -> dict[str, np.ndarray]:
           for name, key in (("train", "trainNdxs"), ("test", "testNdxs"))}
 
 
-# Of scipy's reader: another format or a damaged one (ValueError, TypeError), and MATLAB 7.3, which is HDF5 and which it says
-# it does not read (NotImplementedError).
-MAT_ERRORS = (ValueError, TypeError, NotImplementedError)
+# Of scipy's reader: another format or a damaged one (ValueError, TypeError), and MATLAB 7.3, which is HDF5 and which it
+# refuses by a kind of RuntimeError.
+MAT_ERRORS = (ValueError, TypeError, RuntimeError)
 
 
 def _mat(path: str | os.PathLike, key: str) -> np.ndarray:
